@@ -1,0 +1,3 @@
+"""The framework that the passes of `convert` stand on."""
+
+__version__ = "0.1.0"
