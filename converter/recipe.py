@@ -57,9 +57,11 @@ class LayoutConfig:
     model_types: list[str] = field(default_factory=list)
     """`model_type` values of config.json that this layout reads."""
     tensors: dict[str, str] = field(default_factory=dict)
-    """Canonical name to checkpoint name; `{layer}` stands for the layer's number."""
-    optional: list[str] = field(default_factory=list)
-    """Canonical names that a checkpoint may lack (biases, a tied head)."""
+    """Canonical name to checkpoint name, outside of the layers."""
+    layer_prefix: str = "model.layers.{layer}."
+    """What every name in `layer_tensors` starts with; `{layer}` is the layer's number."""
+    layer_tensors: dict[str, str] = field(default_factory=dict)
+    """Canonical name to checkpoint name, inside a layer."""
     ignored: list[str] = field(default_factory=list)
     """Glob patterns of checkpoint tensors that carry nothing the graph needs."""
     row_order: dict[str, str] = field(default_factory=dict)
