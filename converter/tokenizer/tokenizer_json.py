@@ -1,0 +1,195 @@
+"""tokenizer.json: built from a SentencePiece model, or taken from the checkpoint and checked.
+
+Source of the format: the serialization of the `tokenizers` library.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from converter.errors import Problem
+from converter.tokenizer.merges import bpe_merges, split_pattern
+from converter.tokenizer.sentencepiece_model import NORMAL, SPACE, SentencePieceModel
+from converter.tokenizer.special_tokens import AddedTokens
+
+_FROM_ELSEWHERE = "Put the model's tokenizer.model next to config.json; it is always enough."
+
+
+def build_tokenizer_json(model: SentencePieceModel, added: AddedTokens) -> dict[str, Any]:
+    """The content of tokenizer.json, whose ids for a text are SentencePiece's.
+
+    `post_processor` puts the bos token before a text when `add_special_tokens` is asked for, as the
+    published tokenizers do; onnxruntime-genai never asks.
+    """
+    normal = [model.pieces[index] for index in model.ids_of_type(NORMAL)]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added_tokens(added),
+        "normalizer": _normalizer(model.add_dummy_prefix),
+        "pre_tokenizer": _split(split_pattern(normal)),
+        "post_processor": _bos_first(model),
+        "decoder": _decoder(model.add_dummy_prefix),
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": model.pieces[model.unk_id],
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": _vocabulary(model, added),
+            "merges": [list(pair) for pair in bpe_merges(model)],
+        },
+    }
+
+
+def _vocabulary(model: SentencePieceModel, added: AddedTokens) -> dict[str, int]:
+    """Text to id, ascending ids; an added token that shares a piece's id replaces the piece."""
+    texts = dict(enumerate(model.pieces))
+    texts.update({index: text for text, index in {**added.ordinary, **added.special}.items()})
+    return {texts[index]: index for index in sorted(texts)}
+
+
+def _added_tokens(added: AddedTokens) -> list[dict[str, Any]]:
+    every = [(index, text, True) for text, index in added.special.items()]
+    every += [(index, text, False) for text, index in added.ordinary.items()]
+    return [{"id": index, **added_token(text, special)} for index, text, special in sorted(every)]
+
+
+def added_token(text: str, special: bool) -> dict[str, Any]:
+    """One entry of `added_tokens`, without its id: matched anywhere, exactly as it is written."""
+    return {
+        "content": text,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": special,
+    }
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    return {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+
+
+def _normalizer(add_dummy_prefix: bool) -> dict[str, Any]:
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    if not add_dummy_prefix:
+        return spaces
+    return {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}, spaces]}
+
+
+def _decoder(add_dummy_prefix: bool) -> dict[str, Any]:
+    steps: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if add_dummy_prefix:
+        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {"type": "Sequence", "decoders": steps}
+
+
+def _bos_first(model: SentencePieceModel) -> dict[str, Any] | None:
+    if model.bos_id < 0:
+        return None
+    bos = model.pieces[model.bos_id]
+
+    def sequence(name: str, type_id: int) -> list[dict[str, Any]]:
+        return [
+            {"SpecialToken": {"id": bos, "type_id": type_id}},
+            {"Sequence": {"id": name, "type_id": type_id}},
+        ]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": sequence("A", 0),
+        "pair": [*sequence("A", 0), *sequence("B", 1)],
+        "special_tokens": {bos: {"id": bos, "ids": [model.bos_id], "tokens": [bos]}},
+    }
+
+
+def mend_tokenizer_json(content: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """A checkpoint's own tokenizer.json, with the pre-tokenizer that onnxruntime-genai needs.
+
+    SentencePiece-like files (byte fallback) often have none, or `Metaspace`, and onnxruntime-genai
+    then splits the text by a regular expression of its own. `notes` receives what was changed.
+    """
+    model = content["model"]
+    if not model.get("byte_fallback") or not _needs_split(content.get("pre_tokenizer")):
+        return content
+    mended = dict(content)
+    metaspace = content.get("pre_tokenizer")
+    if metaspace:
+        prefix = metaspace.get("prepend_scheme", "always") != "never"
+        mended["normalizer"] = _normalizer(prefix)
+    mended["pre_tokenizer"] = _split(split_pattern(model["vocab"]))
+    notes.append("tokenizer.json had no pre_tokenizer that onnxruntime-genai respects; one was set")
+    return mended
+
+
+def _needs_split(pre_tokenizer: dict[str, Any] | None) -> bool:
+    if pre_tokenizer is None:
+        return True
+    return pre_tokenizer.get("type") == "Metaspace" and not pre_tokenizer.get("split", True)
+
+
+def tokenizer_json_problems(content: Any, vocab_size: int) -> list[Problem]:
+    """What keeps a checkpoint's own tokenizer.json from being used as it is."""
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        return [Problem("tokenizer.json has no model", "a tokenizers file", _FROM_ELSEWHERE)]
+    kind = content["model"].get("type")
+    if kind != "BPE":
+        return [Problem(f"tokenizer.json holds a {kind} model", "a BPE model", _FROM_ELSEWHERE)]
+    problems = []
+    if content["model"].get("byte_fallback") and _splits_words(content.get("pre_tokenizer")):
+        problems.append(
+            Problem(
+                "tokenizer.json splits words with Metaspace, which onnxruntime-genai does not do",
+                "a pre_tokenizer that both read alike",
+                _FROM_ELSEWHERE,
+            )
+        )
+    if content["model"].get("byte_fallback"):
+        missing = sum(f"<0x{byte:02X}>" not in content["model"]["vocab"] for byte in range(256))
+        if missing:
+            problems.append(
+                Problem(
+                    f"tokenizer.json lacks {missing} of the 256 byte pieces",
+                    "all of them, as byte_fallback is on",
+                    _FROM_ELSEWHERE,
+                )
+            )
+    past = sorted(text for text, index in token_ids(content).items() if not 0 <= index < vocab_size)
+    if past:
+        problems.append(
+            Problem(
+                f"tokenizer.json maps {len(past)} tokens past the embedding, such as {past[0]}",
+                f"ids below {vocab_size}",
+                _FROM_ELSEWHERE,
+            )
+        )
+    return problems
+
+
+def _splits_words(pre_tokenizer: dict[str, Any] | None) -> bool:
+    return bool(
+        pre_tokenizer
+        and pre_tokenizer.get("type") == "Metaspace"
+        and pre_tokenizer.get("split", True)
+    )
+
+
+def token_ids(content: dict[str, Any]) -> dict[str, int]:
+    """Text to id of a tokenizer.json: its model's vocabulary and its added tokens."""
+    ids = dict(content["model"].get("vocab", {}))
+    ids.update({token["content"]: token["id"] for token in content.get("added_tokens", ())})
+    return ids
