@@ -1,0 +1,159 @@
+"""GPTQ: rounding that lets the inputs not yet rounded make up for the errors of those that are.
+
+GPTQ (arXiv 2210.17323) minimises tr(ΔW H ΔWᵀ), H = XᵀX, one input at a time. With the columns in
+the order of rounding and H = R Rᵀ, R upper triangular, that error is ‖ΔW R‖², and its column j is
+R_jj (ΔW_j + Σ_{i<j} ΔW_i R_ij / R_jj): so rounding W_j + Σ_{i<j} ΔW_i R_ij / R_jj, ΔW = W - Ŵ, to
+the nearest grid point is the greedy choice. It is the same rounding as the paper's (QuIP,
+arXiv 2307.13304, theorem 6) and needs one Cholesky factor instead of an inverse and a factor.
+
+Scales and zero points are those of `search_blocks`, fixed before any rounding (static groups), so
+that the inputs may be rounded in the order of falling diag(H) (act-order) while the blocks stay
+those of the stored order: the runtime needs no g_idx.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from converter.quantization.rtn import BlockFormat, Codes
+from converter.quantization.search import reciprocal
+
+_COLUMNS = 64  # columns rounded between two matrix products
+
+
+@dataclass(frozen=True)
+class GptqFactor:
+    """What GPTQ needs of H; shared by all linears with the same inputs, in any bits or blocks.
+
+    Attributes:
+        order: int64 [K], the inputs in the order of rounding.
+        feedback: float32 [K, K] in that order, strictly upper triangular: R_ij / R_jj.
+    """
+
+    order: Tensor
+    feedback: Tensor
+
+
+def gptq_factor(hessian: Tensor, *, damping: float = 0.01, act_order: bool = True) -> GptqFactor:
+    """Factor H = XᵀX for `gptq_round`.
+
+    Args:
+        hessian: [K, K], any floating type; it is factored in float64, because its eigenvalues span
+            more than float32 resolves.
+        damping: multiple of the mean of diag(H) that is added to the diagonal. It is raised
+            tenfold until the factorisation succeeds.
+        act_order: round the inputs in the order of falling diag(H).
+
+    Raises:
+        ValueError: H is not square or holds values that are not finite.
+    """
+    if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1]:
+        raise ValueError(f"H must be square, found {tuple(hessian.shape)}")
+    if not bool(torch.isfinite(hessian).all()):
+        raise ValueError("H holds values that are not finite")
+    diagonal = hessian.diagonal().to(torch.float64)
+    order = torch.argsort(diagonal, descending=True, stable=True)
+    if not act_order:
+        order = torch.arange(diagonal.numel())
+    # Cholesky gives H' = L Lᵀ, L lower; with the columns reversed L becomes the upper factor R.
+    backwards = order.flip(0)
+    work = hessian[backwards][:, backwards].to(torch.float64)
+    _revive_dead(work)
+    lower = _cholesky(work, damping)
+    lower /= lower.diagonal().clone()
+    feedback = lower.flip((0, 1)).to(torch.float32).triu_(1)
+    return GptqFactor(order=order, feedback=feedback.contiguous())
+
+
+def _revive_dead(hessian: Tensor) -> None:
+    """Give inputs that are always zero a unit diagonal: they are rounded to nearest, alone."""
+    diagonal = hessian.diagonal()
+    diagonal[diagonal <= 0] = 1.0
+
+
+def _cholesky(hessian: Tensor, damping: float) -> Tensor:
+    """Lower Cholesky factor of H + damping * mean(diag H) * I; overwrites H."""
+    mean = hessian.diagonal().mean()
+    added = 0.0
+    while True:
+        hessian.diagonal().add_((damping - added) * mean)
+        lower: Tensor
+        lower, failed = torch.linalg.cholesky_ex(hessian)
+        if not int(failed):
+            return lower
+        damping, added = max(damping * 10, 1e-6), damping
+
+
+def gptq_round(weight: Tensor, grid: Codes, form: BlockFormat, factor: GptqFactor) -> Codes:
+    """Round a weight to the scales and zero points of `grid`, feeding errors forward.
+
+    Args:
+        weight: [N, K], any floating type.
+        grid: scales and zero points, from `search_blocks`; its codes are not used.
+        form: the format of the grid.
+        factor: of the linear's H [K, K].
+
+    Returns:
+        `grid` with other codes.
+    """
+    size, order = weight.shape[1], factor.order
+    columns = weight.to(torch.float32).t()[order].contiguous()
+    errors = torch.empty_like(columns)
+    codes = torch.empty(columns.shape, dtype=torch.uint8)
+    steps = _ColumnGrid(grid, form, order)
+    for start in range(0, size, _COLUMNS):
+        stop = min(start + _COLUMNS, size)
+        targets = columns[start:stop]
+        if start:
+            targets = targets.addmm(factor.feedback[:start, start:stop].t(), errors[:start])
+        inner = factor.feedback[start:stop, start:stop].t().contiguous()
+        for j in range(stop - start):
+            target = targets[j]
+            if j:
+                target = torch.addmv(target, errors[start : start + j].t(), inner[j, :j])
+            codes[start + j], rounded = steps.round(start + j, target)
+            torch.sub(columns[start + j], rounded, out=errors[start + j])
+    return replace(grid, codes=_blocks_of(codes, order, grid))
+
+
+class _ColumnGrid:
+    """Scales and zero points of one input at a time, contiguous over the rows."""
+
+    def __init__(self, grid: Codes, form: BlockFormat, order: Tensor) -> None:
+        self.scales = grid.scales.t().contiguous()
+        self.inverse = reciprocal(self.scales)
+        if grid.zero_points is None:
+            self.zero = torch.full_like(self.scales, float(form.zero_point))
+        else:
+            self.zero = grid.zero_points.t().to(torch.float32).contiguous()
+        self.block = (order // form.block_size).tolist()
+        self.highest = float(form.max_code)
+
+    def round(self, position: int, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Nearest code and value of the input at `position` of the order, each [N]."""
+        block = self.block[position]
+        zero = self.zero[block]
+        code = (target * self.inverse[block]).round_().add_(zero).clamp_(0, self.highest)
+        return code, (code - zero).mul_(self.scales[block])
+
+
+def _blocks_of(codes: Tensor, order: Tensor, grid: Codes) -> Tensor:
+    """Codes [K, N] in rounding order as [N, n_blocks, block_size]; the padding is unchanged."""
+    result = grid.codes.flatten(1).clone()
+    result[:, order] = codes.t()
+    return result.view(grid.codes.shape)
+
+
+def hessian_error(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
+    """tr(ΔW H ΔWᵀ): the sum of squared output errors over the tokens that H was gathered from.
+
+    Args:
+        weight, rounded: [N, K], any floating type.
+        hessian: XᵀX [K, K].
+    """
+    difference = weight.to(torch.float32) - rounded.to(torch.float32)
+    product = difference @ hessian.to(torch.float32)
+    return float((product * difference).sum(dtype=torch.float64))

@@ -1,0 +1,174 @@
+"""Scale and zero point per block that minimise the activation-weighted rounding error.
+
+For a linear y = x Wᵀ the squared output error of a rounded weight, with the inputs' second moments
+reduced to their diagonal h, is sum_k h_k (w_k - ŵ_k)². Given the integers z = q - zp of a block,
+the best scale is the weighted least squares one, s = Σ h w z / Σ h z², and lowers the error from
+Σ h w² by (Σ h w z)² / Σ h z². So a candidate scale only has to propose integers: the search
+keeps those that lower the error most, and fits the scale to them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from converter.quantization.rtn import BlockFormat, Codes, as_blocks, quantize_rtn
+
+_TILE_VALUES = 1 << 18  # rows are taken in tiles of about this many weights: 1 MB, stays in cache
+_SHRINK = {  # candidate scales, as fractions of the one that spans the block's range
+    4: (1.12, 1.06, 1.0, 0.95, 0.9, 0.85, 0.8, 0.74, 0.68, 0.6),
+    8: (1.01, 1.0, 0.99, 0.97, 0.94),
+}
+
+
+def block_importance(diagonal: Tensor, form: BlockFormat) -> Tensor:
+    """Weights of the squared errors, float32 [n_blocks, block_size], from diag(XᵀX) [K].
+
+    Normalised to a mean of 1. A block whose inputs are all zero (dead) gets equal weights, so that
+    it is rounded as if nothing were known; the padding weighs nothing.
+    """
+    diagonal = diagonal.to(torch.float64)
+    normal = diagonal / diagonal.mean().clamp(min=1e-300)
+    blocks = as_blocks(normal[None], form)[0]
+    real = as_blocks(torch.ones_like(normal)[None], form)[0]
+    return torch.where(blocks.sum(-1, keepdim=True) <= 0, real, blocks)
+
+
+def weighted_error(weight: Tensor, quantized: Codes, diagonal: Tensor, form: BlockFormat) -> float:
+    """sum over rows and inputs of h_k (w - ŵ)², the objective of `search_blocks`."""
+    rounded = quantized.dequantize(form)[:, : weight.shape[1]]
+    difference = weight.to(torch.float64) - rounded.to(torch.float64)
+    return float((difference.square() @ diagonal.to(torch.float64)).sum())
+
+
+def search_blocks(
+    weight: Tensor,
+    diagonal: Tensor,
+    form: BlockFormat,
+    scale_dtype: torch.dtype = torch.float32,
+) -> Codes:
+    """Round a weight with the scales (and zero points) of least activation-weighted error.
+
+    Never worse in that error than rounding to nearest, which is a candidate in every block.
+
+    Args:
+        weight: [N, K], any floating type.
+        diagonal: diag(XᵀX) of the linear's inputs, [K], not negative; a common factor is ignored.
+        form: bits, block size, symmetric (a signed scale) or not (a zero point per block).
+        scale_dtype: type in which the scales will be stored; the codes are the nearest ones under
+            the scale as rounded to it.
+
+    Returns:
+        Codes whose scales are float32 and exact in `scale_dtype`. Inputs past K have the zero
+        point as their code.
+
+    Raises:
+        ValueError: the diagonal does not have K values.
+    """
+    if diagonal.shape != weight.shape[1:]:
+        raise ValueError(f"diagonal {tuple(diagonal.shape)} does not match {tuple(weight.shape)}")
+    importance = block_importance(diagonal, form)
+    tiles = torch.split(weight, max(1, _TILE_VALUES // max(1, weight.shape[1])))
+    return concatenate([_search_tile(tile, importance, form, scale_dtype) for tile in tiles])
+
+
+def concatenate(parts: list[Codes]) -> Codes:
+    """Stack the rows of several quantized matrices of one width and format."""
+    zeros = [part.zero_points for part in parts if part.zero_points is not None]
+    return Codes(
+        torch.cat([part.codes for part in parts]),
+        torch.cat([part.scales for part in parts]),
+        torch.cat(zeros) if zeros else None,
+    )
+
+
+def _search_tile(
+    rows: Tensor, importance: Tensor, form: BlockFormat, scale_dtype: torch.dtype
+) -> Codes:
+    blocks = as_blocks(rows, form)
+    best = _Best(blocks, importance)
+    if form.symmetric:
+        _propose_symmetric(best, form)
+    else:
+        _propose_asymmetric(best, form)
+    plain = quantize_rtn(rows, form)
+    plain_zero = best.zero if plain.zero_points is None else plain.zero_points.float()
+    found = _encode(blocks, importance, best.scale, best.zero, form, scale_dtype)
+    other = _encode(blocks, importance, plain.scales, plain_zero, form, scale_dtype)
+    worse = found[0] > other[0]
+    _, codes, scales, zero = (_choose(worse, b, a) for a, b in zip(found, other, strict=True))
+    return Codes(codes.to(torch.uint8), scales, None if form.symmetric else zero.to(torch.uint8))
+
+
+def _choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(mask[..., None] if yes.dim() > mask.dim() else mask, yes, no)
+
+
+def _propose_symmetric(best: _Best, form: BlockFormat) -> None:
+    half = float(form.zero_point)
+    best.zero.fill_(half)
+    low, high = best.blocks.amin(-1), best.blocks.amax(-1)
+    spanning = torch.where(-low >= high, low, high) / -half
+    for shrink in _SHRINK[form.bits]:
+        for sign in (1.0, -1.0):
+            best.propose(spanning * (shrink * sign), best.zero, form)
+    best.propose(best.scale, best.zero, form)
+
+
+def _propose_asymmetric(best: _Best, form: BlockFormat) -> None:
+    levels = float(form.max_code)
+    low, high = best.blocks.amin(-1).clamp_(max=0), best.blocks.amax(-1).clamp_(min=0)
+    centre = (low + high) * 0.5
+    for shrink in _SHRINK[form.bits]:
+        scale = (high - low) * (shrink / levels)
+        base = (levels / 2 - centre * reciprocal(scale)).round_()
+        for offset in (-1.0, 0.0, 1.0) if form.bits == 4 else (0.0,):
+            best.propose(scale, (base + offset).clamp_(0, levels), form)
+    best.propose(best.scale, best.zero, form)
+
+
+class _Best:
+    """The best integers so far of a tile [rows, n_blocks, block_size]: their scale, zero point."""
+
+    def __init__(self, blocks: Tensor, importance: Tensor) -> None:
+        self.blocks = blocks
+        self.importance = importance
+        self.weighted = blocks * importance
+        self.gain = torch.full(blocks.shape[:-1], -1.0)
+        self.scale = torch.zeros(blocks.shape[:-1])
+        self.zero = torch.zeros(blocks.shape[:-1])
+
+    def propose(self, scale: Tensor, zero: Tensor, form: BlockFormat) -> None:
+        integers = (self.blocks * reciprocal(scale)[..., None]).round_()
+        if form.symmetric:
+            integers = integers.clamp_(-form.zero_point, form.max_code - form.zero_point)
+        else:
+            integers = integers.clamp_(-zero[..., None], form.max_code - zero[..., None])
+        product = (self.weighted * integers).sum(-1)
+        inverse = reciprocal(integers.square_().mul_(self.importance).sum(-1))
+        gain = product.square() * inverse
+        better = gain > self.gain
+        self.gain = torch.where(better, gain, self.gain)
+        self.scale = torch.where(better, product * inverse, self.scale)
+        self.zero = torch.where(better, zero, self.zero)
+
+
+def _encode(
+    blocks: Tensor,
+    importance: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    form: BlockFormat,
+    scale_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weighted errors per block, nearest codes under the stored scales, those scales, zeros."""
+    scales = scale.to(scale_dtype).to(torch.float32)
+    zeros = zero[..., None]
+    codes = (blocks * reciprocal(scales)[..., None]).round_().add_(zeros).clamp_(0, form.max_code)
+    error = (codes - zeros).mul_(scales[..., None]).sub_(blocks).square_().mul_(importance).sum(-1)
+    return error, codes, scales, zero
+
+
+def reciprocal(scales: Tensor) -> Tensor:
+    """1 / scales, and 0 where a scale is 0: a block of zeros keeps the zero point's code."""
+    return torch.where(scales == 0, 0.0, 1.0 / scales)
