@@ -57,7 +57,7 @@ class Weight(ABC):
 
     def cast(self, dtype: torch.dtype) -> Weight:
         """The same values rounded to `dtype`."""
-        return self if dtype == self.dtype else _Mapped(self, lambda x, _: x.to(dtype), dtype)
+        return self if dtype == self.dtype else CastWeight(self, dtype)
 
     def scale_rows(self, scale: torch.Tensor) -> Weight:
         """Row i times `scale[i]`, computed and given in float32."""
@@ -116,6 +116,14 @@ class _Mapped(Weight):
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         return self._function(self._source.rows(start, stop), start)
+
+
+class CastWeight(_Mapped):
+    """The values of `source` rounded to another dtype."""
+
+    def __init__(self, source: Weight, dtype: torch.dtype) -> None:
+        super().__init__(source, lambda x, _: x.to(dtype), dtype)
+        self.source = source
 
 
 class _PermutedRows(Weight):

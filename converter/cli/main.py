@@ -1,0 +1,114 @@
+"""The command `convert`.
+
+Only the standard library is imported here: help and errors about the command line appear at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+VERBS = {
+    "synth": ("converter.cli.synth", "write a synthetic checkpoint to disk"),
+}
+"""Verb to the module whose `main(arguments)` runs it, and what it does."""
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is 0 only if it did what was asked."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if words[0] == "--version":
+        from converter import __version__
+
+        print(__version__)
+        return 0
+    # onnxruntime and onnxruntime-genai report usage to their vendor unless told not to.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    signal.signal(signal.SIGTERM, _interrupt)
+    return _guarded(_verb(words[0]), words)
+
+
+def _verb(word: str) -> Callable[[Sequence[str]], int]:
+    if word in VERBS:
+        module = import_module(VERBS[word][0])
+        verb: Callable[[Sequence[str]], int] = module.main
+        return lambda words: verb(words[1:])
+    return run
+
+
+def run(words: Sequence[str]) -> int:
+    """`convert recipe=NAME key=value …`"""
+    from converter.cli.compose import compose_recipe
+
+    recipe = compose_recipe(words)
+    from converter.engine import run_recipe
+    from converter.pass_registry import make_passes
+    from converter.progress import show_progress
+
+    with show_progress() as progress:
+        output = run_recipe(recipe, make_passes(recipe.passes), progress)
+    print(output)
+    return 0
+
+
+def _guarded(verb: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
+    from converter.errors import ConvertError
+
+    try:
+        return verb(words)
+    except ConvertError as error:
+        count = len(error.problems)
+        print(f"convert: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
+        for problem in error.problems:
+            print(f"- {problem}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("convert: interrupted; nothing was written", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_FAILED
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def help_text() -> str:
+    """What `convert` alone prints."""
+    from converter.cli.compose import group_choices, groups
+
+    slots = {group: group_choices(group) for group in groups() if group != "recipe"}
+    lines = [
+        "convert: put a language model on ONNX Runtime GenAI, as a recipe says.",
+        "",
+        "  convert recipe=NAME [source.path=FOLDER] [output=FOLDER] [overwrite=true] [key=value …]",
+        *(f"  convert {verb:<28}{what}" for verb, (_, what) in VERBS.items()),
+        "",
+        "Try it:  convert recipe=demo",
+        "",
+        "Recipes:",
+        *_columns(group_choices("recipe")),
+        "",
+        "Slots, each with its choices (slot=choice, or slot.key=value):",
+        *(f"  {group:<10}{', '.join(choices)}" for group, choices in slots.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _columns(names: Sequence[str], width: int = 100) -> list[str]:
+    cell = max(map(len, names), default=0) + 2
+    count = max(1, (width - 2) // cell)
+    rows = [names[index : index + count] for index in range(0, len(names), count)]
+    return ["  " + "".join(f"{name:<{cell}}" for name in row).rstrip() for row in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""`convert synth`: write a seeded random checkpoint in published form, for benchmarks and trials."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from converter.cli.compose import compose_recipe
+from converter.errors import ConvertError, Problem
+from converter.sources.synthetic import open_synthetic, write_checkpoint
+from converter.staging import open_folder
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb."""
+    parser = argparse.ArgumentParser(prog="convert synth", description=__doc__)
+    parser.add_argument("output", type=Path, help="folder to write")
+    parser.add_argument(
+        "overrides",
+        nargs="+",
+        help="recipe=NAME and further overrides, such as source.dtype=float16 or "
+        "model.config.num_hidden_layers=2",
+    )
+    parsed = parser.parse_args(arguments)
+    recipe = compose_recipe([*parsed.overrides, "source=synthetic"])
+    output: Path = parsed.output.resolve()
+    if output.exists():
+        raise ConvertError(
+            Problem(
+                f"{output} exists already.", "a new folder", "choose another, or remove that one"
+            )
+        )
+    checkpoint = open_synthetic(recipe.source, recipe.model, recipe.layout)
+    with open_folder(output) as folder:
+        write_checkpoint(checkpoint, folder)
+    print(output)
+    return 0

@@ -1,0 +1,1 @@
+"""The passes of `convert`: one module, one pass."""

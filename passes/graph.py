@@ -1,0 +1,323 @@
+"""graph: the ONNX graph of a decoder in the form that the target wants.
+
+Operators: onnxruntime's contrib operators GroupQueryAttention, RotaryEmbedding,
+SkipSimplifiedLayerNormalization (docs/ContribOperators.md there) and ONNX's own. Input and output
+names are those that onnxruntime-genai expects. Initializers are lazy weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.tape import Tape
+
+from converter.artifacts import FLOAT_TYPES, IR_DTYPES, MATRIX, Graph, WeightTensor
+from converter.decoder import BIAS, Decoder
+from converter.engine import Pass, Run
+from converter.errors import Problem
+from converter.recipe import Recipe, TargetConfig
+from converter.weight import TensorWeight, Weight, concatenate_rows
+
+OPSETS = {"": 21, "com.microsoft": 1}
+IR_VERSION = 10
+CONTRIB = "com.microsoft"
+
+
+class BuildGraph(Pass[Decoder, Graph]):
+    """Builds embedding, attention, feed-forward and head from the decoder template."""
+
+    name = "graph"
+    takes = Decoder
+    gives = Graph
+
+    def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
+        if decoder is not None and decoder.architecture.head_dim % 2:
+            yield Problem(
+                f"The head size is {decoder.architecture.head_dim}.",
+                "an even head size, which rotary embedding needs",
+                "choose another checkpoint",
+            )
+
+    def run(self, artifact: Decoder, run: Run) -> Graph:
+        arch = artifact.architecture
+        length = run.recipe.graph.context_length or arch.max_position_embeddings
+        template = DecoderTemplate(artifact, run.recipe.target, length)
+        dtype = FLOAT_TYPES[run.recipe.target.float_type]
+        shipped = {name: weight.cast(dtype) for name, weight in artifact.weights.items()}
+        return Graph(artifact, template.build(), length, shipped)
+
+    def summary(self, given: Graph) -> str:
+        return f"{len(given.model.graph)} nodes, context length {given.context_length}"
+
+
+class DecoderTemplate:
+    """Builds one model. Values keep the names of onnxruntime-genai's own graphs."""
+
+    def __init__(self, decoder: Decoder, target: TargetConfig, context_length: int) -> None:
+        self.decoder, self.arch, self.target = decoder, decoder.architecture, target
+        self.context_length = context_length
+        self.float_type = FLOAT_TYPES[target.float_type]
+        self.dtype = IR_DTYPES[self.float_type]
+        self.tape = Tape()
+        self.inputs: list[ir.Value] = []
+        self.outputs: list[ir.Value] = []
+
+    def build(self) -> ir.Model:
+        """The whole model; see `Graph`."""
+        input_ids = self._input("input_ids", ir.DataType.INT64, "batch_size", "sequence_length")
+        mask = self._input(
+            "attention_mask", ir.DataType.INT64, "batch_size", "total_sequence_length"
+        )
+        positions = None
+        if self.target.position_ids:
+            positions = self._input(
+                "position_ids", ir.DataType.INT64, "batch_size", "sequence_length"
+            )
+        attention = self._attention_inputs(mask, positions)
+        hidden = self._embedding(input_ids)
+        skip: ir.Value | None = None
+        for layer in range(self.arch.num_hidden_layers):
+            hidden, skip = self._layer(layer, hidden, skip, attention)
+        hidden, _ = self._norm("norm", f"/model/layers.{layer + 1}/final_norm", hidden, skip)
+        logits = self._linear("lm_head", "/lm_head", hidden)
+        self._output(logits, "logits", "batch_size", "sequence_length", self.arch.vocab_size)
+        outputs = [self.outputs[-1], *self.outputs[:-1]]
+        graph = ir.Graph(
+            self.inputs,
+            outputs,
+            nodes=self.tape.nodes,
+            initializers=self.tape.initializers,
+            opset_imports=OPSETS,
+            name="decoder",
+        )
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="convert")
+
+    # Inputs and outputs
+
+    def _input(self, name: str, dtype: ir.DataType, *shape: int | str) -> ir.Value:
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+        self.inputs.append(value)
+        return value
+
+    def _output(self, value: ir.Value, name: str, *shape: int | str) -> None:
+        value.name, value.shape = name, ir.Shape(shape)
+        value.type = ir.TensorType(self.dtype)
+        self.outputs.append(value)
+
+    def _cache(self, name: str, length: str) -> tuple[int | str, ...]:
+        return ("batch_size", self.arch.num_key_value_heads, length, self.arch.head_dim)
+
+    # Nodes
+
+    def _op(self, op: str, inputs: list[ir.Value | None], name: str, **attributes: Any) -> ir.Value:
+        return self._ops(op, inputs, name, 1, **attributes)[0]
+
+    def _ops(
+        self, op: str, inputs: list[ir.Value | None], name: str, count: int, **attributes: Any
+    ) -> tuple[ir.Value, ...]:
+        domain = CONTRIB if op in CONTRIB_OPS else ""
+        values = self.tape.op_multi_out(
+            op, inputs, attributes, num_outputs=count, domain=domain, name=name
+        )
+        for number, value in enumerate(values):
+            value.name = f"{name}/output_{number}"
+        return tuple(values)
+
+    def _initializer(self, name: str, weight: Weight) -> ir.Value:
+        return self.tape.initializer(WeightTensor(name, weight), name=name)
+
+    def _constant(self, name: str, value: list[int] | int) -> ir.Value:
+        tensor = torch.tensor(value, dtype=torch.int64)
+        return self.tape.initializer(ir.tensor(tensor.numpy(), name=name), name=name)
+
+    def _attention_inputs(self, mask: ir.Value, positions: ir.Value | None) -> AttentionInputs:
+        """Lengths from the mask: GroupQueryAttention wants them as int32."""
+        base = "/model/attention_mask"
+        one, index = self._constant("constants.one", [1]), self._constant("constants.index", 1)
+        count = self._op("ReduceSum", [mask, one], f"{base}/ReduceSum", keepdims=0)
+        last = self._op("Sub", [count, one], f"{base}/Sub")
+        seqlens_k = self._op("Cast", [last], f"{base}/seqlens_k", to=ir.DataType.INT32)
+        shape = self._op("Shape", [mask], f"{base}/Shape")
+        total = self._op("Gather", [shape, index], f"{base}/Gather", axis=0)
+        total = self._op("Cast", [total], f"{base}/total_length", to=ir.DataType.INT32)
+        cos, sin = self._rotary_caches()
+        return AttentionInputs(seqlens_k, total, cos, sin, positions)
+
+    def _rotary_caches(self) -> tuple[ir.Value, ir.Value]:
+        arch = self.arch
+        caches = arch.rope.caches(arch.head_dim, self.context_length, arch.max_position_embeddings)
+        cos, sin = (TensorWeight(cache).cast(self.float_type) for cache in caches)
+        return self._initializer("cos_cache", cos), self._initializer("sin_cache", sin)
+
+    def _embedding(self, input_ids: ir.Value) -> ir.Value:
+        table = self.decoder.weights["embed_tokens"].cast(self.float_type)
+        weight = self._initializer("model.embed_tokens.weight", table)
+        hidden = self._op("Gather", [weight, input_ids], "/model/embed_tokens/Gather")
+        self._mark(hidden, "embed_tokens")
+        return hidden
+
+    def _norm(
+        self, canonical: str, name: str, hidden: ir.Value, skip: ir.Value | None
+    ) -> tuple[ir.Value, ir.Value]:
+        """RMSNorm of hidden + skip; gives the norm and the sum."""
+        weight = self._initializer(
+            f"model.{canonical}.weight", self.decoder.weights[canonical].cast(self.float_type)
+        )
+        epsilon = self.arch.rms_norm_eps
+        if skip is None:
+            return self._op(
+                "SimplifiedLayerNormalization",
+                [hidden, weight],
+                f"{name}/LayerNorm",
+                axis=-1,
+                epsilon=epsilon,
+                stash_type=1,
+            ), hidden
+        outputs = self._ops(
+            "SkipSimplifiedLayerNormalization",
+            [hidden, skip, weight],
+            f"{name}/SkipLayerNorm",
+            4,
+            epsilon=epsilon,
+        )
+        outputs[1].name = outputs[2].name = ""
+        return outputs[0], outputs[3]
+
+    def _linear(self, canonical: str, name: str, hidden: ir.Value) -> ir.Value:
+        return self._multiply([canonical], canonical, name, hidden)
+
+    def _multiply(
+        self, parts: list[str], canonical: str, name: str, hidden: ir.Value
+    ) -> ir.Value:
+        """hidden · Wᵀ (+ bias), with the rows of `parts` stacked into one matrix."""
+        weights = self.decoder.weights
+        label = name.strip("/").replace("/", ".")
+        rows = concatenate_rows([weights[part] for part in parts]).cast(self.float_type)
+        matrix = self._initializer(f"{label}.MatMul.weight", rows.transpose())
+        product = self._op("MatMul", [hidden, matrix], f"{name}/MatMul")
+        self._mark(product, canonical)
+        if parts[0] + BIAS not in weights:
+            return product
+        bias = concatenate_rows([weights[part + BIAS] for part in parts]).cast(self.float_type)
+        return self._op("Add", [product, self._initializer(f"{label}.Add.bias", bias)], name + "/Add")
+
+    def _mark(self, value: ir.Value, canonical: str) -> None:
+        node = value.producer()
+        assert node is not None
+        node.metadata_props[MATRIX] = canonical
+
+    # Layers
+
+    def _layer(
+        self, layer: int, hidden: ir.Value, skip: ir.Value | None, attention: AttentionInputs
+    ) -> tuple[ir.Value, ir.Value]:
+        """One decoder layer: gives its last product and the residual to add to it."""
+        here, name = f"layers.{layer}.", f"/model/layers.{layer}"
+        normed, residual = self._norm(
+            here + "input_layernorm", f"{name}/input_layernorm", hidden, skip
+        )
+        context = self._attention(layer, normed, attention)
+        mixed = self._linear(here + "o_proj", f"{name}/attn/o_proj", context)
+        normed, residual = self._norm(
+            here + "post_attention_layernorm",
+            f"{name}/post_attention_layernorm",
+            residual,
+            mixed,
+        )
+        return self._feed_forward(layer, normed), residual
+
+    def _feed_forward(self, layer: int, hidden: ir.Value) -> ir.Value:
+        """SwiGLU: down(silu(gate(x)) · up(x))."""
+        here, name = f"layers.{layer}.", f"/model/layers.{layer}/mlp"
+        gate = self._linear(here + "gate_proj", f"{name}/gate_proj", hidden)
+        up = self._linear(here + "up_proj", f"{name}/up_proj", hidden)
+        sigmoid = self._op("Sigmoid", [gate], f"{name}/act_fn/Sigmoid")
+        silu = self._op("Mul", [gate, sigmoid], f"{name}/act_fn/Mul")
+        product = self._op("Mul", [silu, up], f"{name}/Mul")
+        return self._linear(here + "down_proj", f"{name}/down_proj", product)
+
+    def _attention(self, layer: int, hidden: ir.Value, shared: AttentionInputs) -> ir.Value:
+        arch, name = self.arch, f"/model/layers.{layer}/attn"
+        past = [
+            self._input(
+                f"past_key_values.{layer}.{kind}",
+                self.dtype,
+                *self._cache(kind, "past_sequence_length"),
+            )
+            for kind in ("key", "value")
+        ]
+        in_attention = self.target.rotary_in_attention
+        outputs = self._ops(
+            "GroupQueryAttention",
+            [
+                *self._queries_keys_values(layer, hidden, shared),
+                *past,
+                shared.seqlens_k,
+                shared.total_length,
+                *((shared.cos, shared.sin) if in_attention else ()),
+            ],
+            f"{name}/GroupQueryAttention",
+            3,
+            num_heads=arch.num_attention_heads,
+            kv_num_heads=arch.num_key_value_heads,
+            scale=arch.head_dim**-0.5,
+            do_rotary=int(in_attention),
+            rotary_interleaved=0,
+        )
+        for kind, value in zip(("key", "value"), outputs[1:], strict=True):
+            self._output(
+                value, f"present.{layer}.{kind}", *self._cache(kind, "total_sequence_length")
+            )
+        return outputs[0]
+
+    def _queries_keys_values(
+        self, layer: int, hidden: ir.Value, shared: AttentionInputs
+    ) -> list[ir.Value | None]:
+        here, name = f"layers.{layer}.", f"/model/layers.{layer}/attn"
+        parts = ["q_proj", "k_proj", "v_proj"]
+        if self.target.packed_qkv:
+            canonical = [here + part for part in parts]
+            packed = self._multiply(canonical, here + "qkv_proj", f"{name}/qkv_proj", hidden)
+            return [packed, None, None]
+        query, key, value = (
+            self._linear(here + part, f"{name}/{part}", hidden) for part in parts
+        )
+        if not self.target.rotary_in_attention:
+            query = self._rotate(query, f"{name}/q_rotary", self.arch.num_attention_heads, shared)
+            key = self._rotate(key, f"{name}/k_rotary", self.arch.num_key_value_heads, shared)
+        return [query, key, value]
+
+    def _rotate(
+        self, value: ir.Value, name: str, num_heads: int, shared: AttentionInputs
+    ) -> ir.Value:
+        return self._op(
+            "RotaryEmbedding",
+            [value, shared.positions, shared.cos, shared.sin],
+            f"{name}/RotaryEmbedding",
+            interleaved=0,
+            num_heads=num_heads,
+            rotary_embedding_dim=0,
+        )
+
+
+class AttentionInputs:
+    """Values that every layer's attention shares."""
+
+    def __init__(
+        self,
+        seqlens_k: ir.Value,
+        total_length: ir.Value,
+        cos: ir.Value,
+        sin: ir.Value,
+        positions: ir.Value | None,
+    ) -> None:
+        self.seqlens_k, self.total_length = seqlens_k, total_length
+        self.cos, self.sin, self.positions = cos, sin, positions
+
+
+CONTRIB_OPS = frozenset(
+    {"GroupQueryAttention", "RotaryEmbedding", "SkipSimplifiedLayerNormalization"}
+)

@@ -1,0 +1,28 @@
+"""layout: bring names and rows of the checkpoint into canonical form."""
+
+from __future__ import annotations
+
+from converter.architecture import read_architecture
+from converter.checkpoint import Checkpoint
+from converter.decoder import Decoder, build_decoder
+from converter.engine import Pass, Run
+
+
+class Layout(Pass[Checkpoint, Decoder]):
+    """Maps tensor names, compiles row orders, checks that every tensor is used and fits."""
+
+    name = "layout"
+    takes = Checkpoint
+    gives = Decoder
+    headers_only = True
+
+    def run(self, artifact: Checkpoint, run: Run) -> Decoder:
+        arch = read_architecture(artifact.config)
+        return build_decoder(artifact, run.recipe.layout, arch)
+
+    def summary(self, given: Decoder) -> str:
+        arch = given.architecture
+        return (
+            f"{arch.num_hidden_layers} layers, hidden size {arch.hidden_size}, "
+            f"{arch.num_attention_heads} heads, {arch.num_key_value_heads} KV heads"
+        )

@@ -1,0 +1,66 @@
+"""load: open the checkpoint that the recipe names, reading headers only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint import Checkpoint
+from converter.decoder import Decoder
+from converter.engine import Pass, Run
+from converter.errors import ConvertError, Problem
+from converter.progress import format_bytes
+from converter.recipe import Recipe
+from converter.sources.local import open_local
+from converter.sources.synthetic import open_synthetic
+
+
+class Load(Pass[None, Checkpoint]):
+    """Opens a local folder, the built-in demo, or synthetic weights."""
+
+    name = "load"
+    takes = type(None)
+    gives = Checkpoint
+    headers_only = True
+
+    def run(self, artifact: None, run: Run) -> Checkpoint:
+        recipe = run.recipe
+        if recipe.source.kind == "demo":
+            return open_local(demo_folder(), {"kind": "demo"})
+        if recipe.source.kind == "synthetic":
+            return open_synthetic(recipe.source, recipe.model, recipe.layout)
+        if recipe.source.path is None:
+            raise ConvertError(_no_path(recipe))
+        return open_local(Path(recipe.source.path).expanduser().resolve())
+
+    def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
+        if decoder is None:
+            return
+        kind = decoder.checkpoint.config.get("model_type")
+        if kind is not None and kind not in recipe.layout.model_types:
+            yield Problem(
+                f"The checkpoint's config.json has model_type {kind!r}.",
+                f"one of {', '.join(recipe.layout.model_types)}, which the recipe's layout reads",
+                "choose a recipe for that model, or layout=… with its layout",
+            )
+
+    def summary(self, given: Checkpoint) -> str:
+        total = sum(weight.nbytes for weight in given.tensors.values())
+        return f"{len(given.tensors)} tensors, {format_bytes(total)}"
+
+
+def demo_folder() -> Path:
+    """Folder of the built-in demo model."""
+    folder: Any = files("converter") / "data" / "demo"
+    return Path(str(folder))
+
+
+def _no_path(recipe: Recipe) -> Problem:
+    return Problem(
+        "The recipe names no checkpoint.",
+        "a local folder, the demo or synthetic weights",
+        f"convert recipe={recipe.name} source.path=FOLDER "
+        f"(or source=synthetic to try the recipe without a checkpoint)",
+    )

@@ -1,0 +1,152 @@
+"""package: stream graph and weights into the staging folder and add what the runtime needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from converter import __version__
+from converter.artifacts import Graph, Package
+from converter.decoder import Decoder
+from converter.engine import Pass, Run, output_folder
+from converter.errors import Problem
+from converter.genai_config import TokenIds, genai_config
+from converter.hashing import hash_file
+from converter.model_writer import write_model
+from converter.progress import format_bytes
+from converter.recipe import Recipe
+from converter.tokenizer import TokenizerFiles, prepare_tokenizer
+
+VERSIONED = ("numpy", "onnx-ir", "onnxruntime-genai", "sentencepiece", "tokenizers", "torch")
+"""Packages whose version can change a result; the lock file records them."""
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+NOT_IN_RESULT = ("output", "overwrite", "threads")
+"""Keys of a recipe that do not change what comes out."""
+
+
+class MakePackage(Pass[Graph, Package]):
+    """Writes model.onnx, its weights, genai_config.json, tokenizer, recipe and lock file."""
+
+    name = "package"
+    takes = Graph
+    gives = Package
+
+    def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
+        if decoder is None:
+            return
+        free = _free_bytes(output_folder(recipe))
+        needed = smallest_size(recipe, decoder)
+        if free is not None and free < needed:
+            yield Problem(
+                f"The disk of {output_folder(recipe)} has {format_bytes(free)} free.",
+                f"at least {format_bytes(needed)} for the result",
+                "set output=FOLDER on a disk with more room, or free some",
+            )
+
+    def run(self, artifact: Graph, run: Run) -> Package:
+        folder, recipe = run.staging.folder, run.recipe
+        checkpoint = artifact.decoder.checkpoint
+        tokenizer = self._tokenizer(artifact, run)
+        write_model(artifact.model, folder, recipe.threads, run.progress.advance)
+        tokens = _token_ids(checkpoint.config, tokenizer)
+        arch, length = artifact.decoder.architecture, artifact.context_length
+        config = genai_config(arch, length, recipe.target, tokens, checkpoint.generation_config)
+        _write_json(folder / "genai_config.json", config)
+        for name, content in (tokenizer.files if tokenizer else {}).items():
+            (folder / name).write_bytes(content)
+        (folder / "recipe.yaml").write_text(resolved_recipe(recipe), encoding="utf-8")
+        run.staging.lock |= _lock(artifact, run)
+        nbytes = sum(path.stat().st_size for path in folder.iterdir())
+        return Package(folder, artifact, nbytes)
+
+    def summary(self, given: Package) -> str:
+        return format_bytes(given.nbytes)
+
+    def _tokenizer(self, graph: Graph, run: Run) -> TokenizerFiles | None:
+        folder = graph.decoder.checkpoint.folder
+        if folder is None or not any((folder / name).is_file() for name in TOKENIZERS):
+            run.progress.message("The source has no tokenizer: the folder takes token ids only.")
+            return None
+        tokenizer = prepare_tokenizer(folder, graph.decoder.architecture.vocab_size)
+        for note in tokenizer.notes:
+            run.progress.message(f"tokenizer: {note}")
+        return tokenizer
+
+
+def resolved_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, complete, without the keys that do not change the result."""
+    import yaml
+
+    values = dataclasses.asdict(recipe)
+    kept = {key: value for key, value in values.items() if key not in NOT_IN_RESULT}
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+
+
+def smallest_size(recipe: Recipe, decoder: Decoder) -> int:
+    """A lower bound of the result's bytes, from shapes alone."""
+    bits = {"fp32": 32, "fp16": 16, "bf16": 16}[recipe.target.float_type]
+    if recipe.quant.round != "none":
+        bits = recipe.quant.bits
+    return sum(weight.numel for weight in decoder.weights.values()) * bits // 8
+
+
+def _token_ids(config: Mapping[str, Any], tokenizer: TokenizerFiles | None) -> TokenIds:
+    if tokenizer is not None:
+        return TokenIds(
+            tokenizer.bos_token_id, tuple(tokenizer.eos_token_ids), tokenizer.pad_token_id
+        )
+    eos = config.get("eos_token_id", 2)
+    ids = tuple(eos) if isinstance(eos, list) else (eos,)
+    return TokenIds(config.get("bos_token_id", 1), ids, config.get("pad_token_id") or ids[0])
+
+
+def _lock(graph: Graph, run: Run) -> dict[str, Any]:
+    checkpoint = graph.decoder.checkpoint
+    results = sorted(path for path in run.staging.folder.iterdir())
+    with ThreadPoolExecutor(run.recipe.threads) as pool:
+        hashes = dict(
+            zip([*checkpoint.files, *results], pool.map(hash_file, [*checkpoint.files, *results]), strict=True)
+        )
+    versions = {name: metadata.version(name) for name in VERSIONED if _installed(name)}
+    return {
+        "recipe": run.recipe.name,
+        "versions": {"convert": __version__, "python": platform.python_version(), **versions},
+        "source": {
+            **checkpoint.origin,
+            "files": {path.name: _file_entry(path, hashes) for path in checkpoint.files},
+        },
+        "files": {path.name: _file_entry(path, hashes) for path in results},
+    }
+
+
+def _file_entry(path: Path, hashes: Mapping[Path, str]) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "blake3": hashes[path]}
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _free_bytes(output: Path) -> int | None:
+    place = output.parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        return shutil.disk_usage(place).free
+    except OSError:
+        return None
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")

@@ -1,0 +1,177 @@
+"""quantize: replace matrix products and the embedding lookup by their block-quantized operators.
+
+Operators: MatMulNBits and GatherBlockQuantized (onnxruntime's docs/ContribOperators.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import onnx_ir as ir
+import torch
+
+from converter.architecture import Architecture
+from converter.artifacts import FLOAT_TYPES, MATRIX, Graph, WeightTensor
+from converter.decoder import Decoder
+from converter.engine import Pass, Run
+from converter.errors import Problem
+from converter.quantization.rtn import BlockFormat
+from converter.quantized import QuantizedMatrix
+from converter.recipe import LEFT_IN_FLOAT, QuantConfig, Recipe, TargetConfig
+from converter.weight import CastWeight, Weight
+
+CONTRIB = "com.microsoft"
+
+
+class Quantize(Pass[Graph, Graph]):
+    """Block-wise weight quantization in the scheme that the recipe asks."""
+
+    name = "quantize"
+    takes = Graph
+    gives = Graph
+
+    def enabled(self, recipe: Recipe) -> bool:
+        return recipe.quant.round != "none"
+
+    def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
+        if decoder is not None:
+            yield from _indivisible(recipe.quant, decoder.architecture)
+
+    def run(self, artifact: Graph, run: Run) -> Graph:
+        quant, target = run.recipe.quant, run.recipe.target
+        shipped = dict(artifact.shipped)
+        for node in list(artifact.model.graph):
+            matrix = node.metadata_props.get(MATRIX)
+            if matrix is None:
+                continue
+            form = matrix_format(matrix, quant)
+            if form is not None:
+                made = _replace(artifact.model.graph, node, form, quant, target)
+                shipped |= split_rows(matrix, made.dequantized(), artifact.decoder)
+        return dataclasses.replace(artifact, shipped=shipped)
+
+    def summary(self, given: Graph) -> str:
+        kinds = [node.op_type for node in given.model.graph]
+        return (
+            f"{kinds.count('MatMulNBits')} MatMulNBits, "
+            f"{kinds.count('GatherBlockQuantized')} GatherBlockQuantized"
+        )
+
+
+def matrix_format(matrix: str, quant: QuantConfig) -> BlockFormat | None:
+    """Format of the matrix with this canonical name; None when it stays in float."""
+    own = {"lm_head": quant.lm_head, "embed_tokens": quant.embedding}.get(matrix)
+    bits = (own.bits if own else None) or quant.bits
+    if bits == LEFT_IN_FLOAT:
+        return None
+    symmetric = quant.symmetric if own is None or own.symmetric is None else own.symmetric
+    return BlockFormat(bits, (own.block_size if own else None) or quant.block_size, symmetric)
+
+
+def split_rows(matrix: str, stacked: Weight, decoder: Decoder) -> dict[str, Weight]:
+    """Canonical weights of a matrix; a packed qkv_proj is three of them."""
+    if not matrix.endswith("qkv_proj"):
+        return {matrix: stacked}
+    prefix, parts, offset = matrix.removesuffix("qkv_proj"), {}, 0
+    for part in ("q", "k", "v"):
+        rows = decoder.architecture.heads.part_rows(part)
+        parts[f"{prefix}{part}_proj"] = stacked.permute_rows(torch.arange(offset, offset + rows))
+        offset += rows
+    return parts
+
+
+def _indivisible(quant: QuantConfig, arch: Architecture) -> Iterator[Problem]:
+    columns = {
+        "q_proj": arch.hidden_size,
+        "o_proj": arch.num_attention_heads * arch.head_dim,
+        "down_proj": arch.intermediate_size,
+        "lm_head": arch.hidden_size,
+        "embed_tokens": arch.hidden_size,
+    }
+    for matrix, count in columns.items():
+        form = matrix_format(matrix, quant)
+        padded = quant.pad_last_block and matrix != "embed_tokens"
+        if form is None or count % form.block_size == 0 or padded:
+            continue
+        key = {"lm_head": "quant.lm_head", "embed_tokens": "quant.embedding"}.get(matrix, "quant")
+        fitting = [size for size in (256, 128, 64, 32, 16) if count % size == 0]
+        yield Problem(
+            f"{matrix} has {count} columns, which blocks of {form.block_size} do not divide.",
+            f"a block size that divides {count}: "
+            f"{', '.join(map(str, fitting)) or 'none is large enough for MatMulNBits'}",
+            f"set {key}.block_size={fitting[0]}" if fitting else f"set {key}.bits=16"
+            if key != "quant" else "set quant.pad_last_block=true",
+        )
+
+
+def _replace(
+    graph: ir.Graph, node: ir.Node, form: BlockFormat, quant: QuantConfig, target: TargetConfig
+) -> QuantizedMatrix:
+    embedding = node.op_type == "Gather"
+    table = node.inputs[0 if embedding else 1]
+    assert table is not None and isinstance(table.const_value, WeightTensor)
+    stored = table.const_value.weight
+    source = stored if embedding else stored.transpose()
+    dtype = FLOAT_TYPES[target.float_type]
+    matrix = QuantizedMatrix(_unrounded(source), form, dtype, flat=embedding)
+    parts = [_part(graph, f"{table.name}_{name}", matrix.part(name)) for name in matrix.specs]
+    if embedding:
+        new = _gather(node, parts, form)
+    else:
+        new = _matmul(node, parts, form, source, quant, target)
+    new.name, new.metadata_props[MATRIX] = f"{node.name}_Q{form.bits}", node.metadata_props[MATRIX]
+    new.outputs[0].name = node.outputs[0].name
+    new.outputs[0].shape, new.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    ir.convenience.replace_nodes_and_values(
+        graph, node, [node], [new], node.outputs, new.outputs
+    )
+    del graph.initializers[table.name]
+    return matrix
+
+
+def _unrounded(weight: Weight) -> Weight:
+    """The weight before its cast to the graph's float type, so that rounding happens once."""
+    return weight.source if isinstance(weight, CastWeight) else weight
+
+
+def _part(graph: ir.Graph, name: str, weight: Weight) -> ir.Value:
+    tensor = WeightTensor(name, weight)
+    value = ir.Value(
+        name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def _gather(node: ir.Node, parts: list[ir.Value], form: BlockFormat) -> ir.Node:
+    codes, scales, *zero_points = parts
+    return ir.node(
+        "GatherBlockQuantized",
+        [codes, node.inputs[1], scales, *zero_points],
+        {"bits": form.bits, "block_size": form.block_size, "gather_axis": 0, "quantize_axis": 1},
+        domain=CONTRIB,
+    )
+
+
+def _matmul(
+    node: ir.Node,
+    parts: list[ir.Value],
+    form: BlockFormat,
+    source: Weight,
+    quant: QuantConfig,
+    target: TargetConfig,
+) -> ir.Node:
+    level = target.accuracy_level if quant.accuracy_level is None else quant.accuracy_level
+    return ir.node(
+        "MatMulNBits",
+        [node.inputs[0], *parts],
+        {
+            "K": source.shape[1],
+            "N": source.shape[0],
+            "accuracy_level": level,
+            "bits": form.bits,
+            "block_size": form.block_size,
+        },
+        domain=CONTRIB,
+    )

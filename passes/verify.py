@@ -1,0 +1,221 @@
+"""verify: load the folder with onnxruntime-genai, generate, and compare with the reference.
+
+The reference runs on the weights that the folder holds, dequantized, so the error is that of graph,
+files and kernels alone; how far quantization moved the model is the business of evaluate.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx_ir as ir
+import onnx_ir.passes.common as ir_passes
+import torch
+
+from converter.artifacts import Package
+from converter.decoder import Decoder
+from converter.engine import Pass, Run
+from converter.errors import ConvertError, Problem
+from converter.model_writer import MODEL_FILE
+from converter.recipe import Recipe
+from converter.reference import Reference
+
+RUNTIME = "onnxruntime_genai"
+CUT_MODEL = "first_layers.onnx"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Logits (or hidden states) of runtime and reference: float32 (steps, width) each."""
+
+    found: torch.Tensor
+    expected: torch.Tensor
+    what: str
+
+    @property
+    def error(self) -> float:
+        """Largest relative error of a step, in the Euclidean norm."""
+        difference = (self.found - self.expected).norm(dim=-1)
+        return float((difference / self.expected.norm(dim=-1)).max())
+
+
+class Verify(Pass[Package, Package]):
+    """Publishes only a folder whose numbers are the reference's."""
+
+    name = "verify"
+    takes = Package
+    gives = Package
+
+    def __init__(self) -> None:
+        self._summary = ""
+
+    def enabled(self, recipe: Recipe) -> bool:
+        return recipe.verify.enabled
+
+    def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
+        if find_spec(RUNTIME) is None:
+            yield Problem(
+                "onnxruntime-genai is not installed, and the recipe verifies the result.",
+                "a runtime to load the folder with",
+                "pip install 'convert-genai[cpu]', or add verify=none",
+            )
+        if precision(recipe) not in recipe.verify.max_error:
+            yield Problem(
+                f"verify.max_error states no tolerance for {precision(recipe)}.",
+                "a largest relative error for the recipe's precision",
+                f"set verify.max_error.{precision(recipe)}=0.01, or add verify=none",
+            )
+
+    def run(self, artifact: Package, run: Run) -> Package:
+        verify = run.recipe.verify
+        if artifact.nbytes > verify.max_bytes:
+            comparison = compare_first_layers(artifact, run.recipe, verify.first_layers)
+        else:
+            comparison = compare_generation(artifact, run.recipe)
+        error, limit = comparison.error, verify.max_error[precision(run.recipe)]
+        self._summary = f"{comparison.what}: relative error {error:.1e} (at most {limit:.0e})"
+        run.facts[self.name] = {"compared": comparison.what, "relative_error": error}
+        if not error <= limit:  # NaN is a failure
+            raise ConvertError(
+                Problem(
+                    f"The {comparison.what} differ from the reference by {error:.2e}.",
+                    f"a relative error of at most {limit:.2e} ({precision(run.recipe)})",
+                    "report this; verify=none publishes the folder unchecked",
+                )
+            )
+        return artifact
+
+    def summary(self, given: Package) -> str:
+        return self._summary
+
+
+def precision(recipe: Recipe) -> str:
+    """Which tolerance a recipe falls under."""
+    level = recipe.quant.accuracy_level
+    level = recipe.target.accuracy_level if level is None else level
+    quantized = recipe.quant.round != "none"
+    return "int8_activations" if quantized and level == 4 else recipe.target.float_type
+
+
+def compare_generation(package: Package, recipe: Recipe) -> Comparison:
+    """Generate with onnxruntime-genai on the CPU; compare the logits of every step."""
+    with TemporaryDirectory(dir=package.folder.parent, prefix=".verify-") as name:
+        folder = cpu_copy(package.folder, Path(name))
+        prompt = _prompt_tokens(package, recipe, folder)
+        tokens, found = generate(folder, prompt, recipe.verify.new_tokens)
+    reference = _reference(package, recipe)
+    hidden = reference.hidden_states(torch.tensor([tokens[:-1]]))
+    expected = reference.logits(hidden[0, len(prompt) - 1 :])
+    return Comparison(found, expected, "generated logits")
+
+
+def compare_first_layers(package: Package, recipe: Recipe, layers: int) -> Comparison:
+    """Run the first layers of the packaged graph with onnxruntime; compare hidden states."""
+    import onnxruntime
+
+    graph = package.graph
+    layers = min(layers, graph.decoder.architecture.num_hidden_layers - 1)
+    cut = package.folder / CUT_MODEL
+    try:
+        _cut_model(package.folder / MODEL_FILE, cut, layers)
+        session = onnxruntime.InferenceSession(str(cut), providers=["CPUExecutionProvider"])
+        ids = _spread_ids(graph.decoder.architecture.vocab_size, recipe.verify.new_tokens)
+        (found,) = session.run(None, _feeds(session, ids))
+    finally:
+        cut.unlink(missing_ok=True)
+    expected = _reference(package, recipe).hidden_states(torch.tensor([ids]), layers)
+    what = f"hidden states after {layers} layers"
+    return Comparison(torch.from_numpy(found)[0].float(), expected[0], what)
+
+
+def cpu_copy(folder: Path, target: Path) -> Path:
+    """A folder of links to `folder` that runs on the CPU whatever its provider is."""
+    for path in folder.iterdir():
+        if path.name != "genai_config.json":
+            os.symlink(path, target / path.name)
+    config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+    config["model"]["decoder"]["session_options"]["provider_options"] = []
+    (target / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return target
+
+
+def generate(folder: Path, prompt: Sequence[int], count: int) -> tuple[list[int], torch.Tensor]:
+    """Greedy generation: all tokens, and the float32 logits (count, vocab_size) of each step."""
+    import numpy as np
+    import onnxruntime_genai as og
+
+    model = og.Model(str(folder))
+    parameters = og.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(prompt) + count, do_sample=False)
+    generator = og.Generator(model, parameters)
+    generator.append_tokens(np.asarray(prompt, dtype=np.int32))
+    tokens, steps = list(prompt), []
+    for _ in range(count):
+        last = np.asarray(generator.get_output("logits"))[0, -1]
+        steps.append(torch.from_numpy(last.astype(np.float32)))
+        tokens.append(int(steps[-1].argmax()))
+        if len(steps) < count:
+            generator.append_tokens(np.asarray(tokens[-1:], dtype=np.int32))
+    return tokens, torch.stack(steps)
+
+
+def _reference(package: Package, recipe: Recipe) -> Reference:
+    graph = package.graph
+    arch = graph.decoder.architecture
+    longer = graph.context_length > arch.max_position_embeddings
+    return Reference(arch, graph.shipped, cache_length=graph.context_length if longer else None)
+
+
+def _prompt_tokens(package: Package, recipe: Recipe, folder: Path) -> list[int]:
+    vocab_size = package.graph.decoder.architecture.vocab_size
+    if not (package.folder / "tokenizer.json").is_file():
+        return _spread_ids(vocab_size, 8)
+    import onnxruntime_genai as og
+
+    tokenizer = og.Tokenizer(og.Model(str(folder)))
+    config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+    return [config["model"]["bos_token_id"], *tokenizer.encode(recipe.verify.prompt).tolist()]
+
+
+def _spread_ids(vocab_size: int, count: int) -> list[int]:
+    """Token ids from all over the vocabulary."""
+    return [number * vocab_size // count for number in range(count)]
+
+
+def _cut_model(path: Path, cut: Path, layers: int) -> None:
+    """The graph up to the residual stream that layer number `layers` starts from."""
+    model = ir.load(path)
+    name = f"/model/layers.{layers}/input_layernorm/SkipLayerNorm"
+    node = next(node for node in model.graph if node.name == name)
+    hidden = node.outputs[3]
+    model.graph.outputs[:] = [hidden]
+    ir_passes.RemoveUnusedNodesPass()(model)
+    used = {value.name for item in model.graph for value in item.inputs if value is not None}
+    model.graph.inputs[:] = [value for value in model.graph.inputs if value.name in used]
+    ir.save(model, cut)
+
+
+def _feeds(session: Any, ids: Sequence[int]) -> dict[str, Any]:
+    import numpy as np
+
+    feeds: dict[str, Any] = {}
+    for item in session.get_inputs():
+        if item.name in ("input_ids", "attention_mask", "position_ids"):
+            values = {
+                "input_ids": list(ids),
+                "attention_mask": [1] * len(ids),
+                "position_ids": list(range(len(ids))),
+            }[item.name]
+            feeds[item.name] = np.asarray([values], dtype=np.int64)
+        else:
+            dtype = np.float16 if item.type == "tensor(float16)" else np.float32
+            heads, size = item.shape[1], item.shape[3]
+            feeds[item.name] = np.zeros((1, heads, 0, size), dtype=dtype)
+    return feeds
