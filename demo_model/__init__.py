@@ -1,0 +1,1 @@
+"""Makes the demo model that `convert` ships: corpus generator, training and export."""
