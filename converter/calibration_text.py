@@ -24,7 +24,7 @@ BUILTIN = "builtin"
 HALVES = ("calibration", "evaluation")
 _DATA = Path(__file__).parent / "data" / "text"
 _FOLDER_SUFFIXES = (".txt", ".md", ".jsonl")
-_DOCUMENT_CHARACTERS = 4000
+_DOCUMENT_CHARACTERS = 1200
 _ROLES = {
     "system": "system",
     "user": "user",
