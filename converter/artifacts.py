@@ -36,7 +36,7 @@ class WeightTensor(ir.LazyTensor):
         self.weight = weight
 
 
-def _read(name: str, weight: Weight) -> ir.Tensor:
+def _read(name: str, weight: Weight) -> ir.TensorProtocol:
     content = weight.read().contiguous().flatten().view(torch.uint8).numpy()
     dtype = IR_DTYPES[weight.dtype]
     array = content.view(dtype.numpy()).reshape(weight.shape)

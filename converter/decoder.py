@@ -126,7 +126,7 @@ def _tensor_problems(
                 yield Problem(
                     f"The checkpoint lacks the tensor {name}.",
                     f"{canonical} of shape {_shape(canonical, arch)}",
-                    "check that layout and checkpoint belong together, and that no shard is missing",
+                    "check that the layout fits the checkpoint, and that no shard is missing",
                 )
         elif name not in ignored:
             yield from _form_problems(name, tensors[name], _shape(canonical, arch))

@@ -18,7 +18,7 @@ import torch
 from converter.artifacts import WeightTensor
 from converter.errors import ConvertError
 from converter.quantized import not_finite
-from converter.weight import GroupPart, RowGroup, Weight
+from converter.weight import GroupPart, RowGroup, Weight, tensor_bytes
 
 DATA_FILE = "model.onnx.data"
 MODEL_FILE = "model.onnx"
@@ -92,7 +92,7 @@ def write_model(
         _run_tasks(tasks, threads or os.cpu_count() or 1, total, advance)
     finally:
         os.close(descriptor)
-    _write_graph(model, folder, places)
+    _write_graph(model, folder, weights, places)
     return total
 
 
@@ -140,9 +140,7 @@ def _weight_tasks(name: str, weight: Weight, offset: int, descriptor: int) -> It
 
 
 def _group_tasks(group: RowGroup, offsets: Mapping[str, int], descriptor: int) -> Iterator[_Task]:
-    rows = {
-        name: group.part(name).nbytes // spec.shape[0] for name, spec in group.specs.items()
-    }
+    rows = {name: group.part(name).nbytes // spec.shape[0] for name, spec in group.specs.items()}
     for start, stop in group.tiles():
 
         def run(start: int = start, stop: int = stop) -> None:
@@ -153,7 +151,7 @@ def _group_tasks(group: RowGroup, offsets: Mapping[str, int], descriptor: int) -
 
 
 def _write(descriptor: int, tile: torch.Tensor, offset: int) -> None:
-    buffer = memoryview(tile.contiguous().flatten().view(torch.uint8).numpy())
+    buffer = tensor_bytes(tile.contiguous())
     while buffer:
         count = os.pwrite(descriptor, buffer, offset)
         buffer, offset = buffer[count:], offset + count
@@ -176,7 +174,9 @@ def _run_tasks(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _write_graph(model: ir.Model, folder: Path, places: Mapping[str, Place]) -> None:
+def _write_graph(
+    model: ir.Model, folder: Path, weights: Mapping[str, Weight], places: Mapping[str, Place]
+) -> None:
     """Save the graph with references into the data file; the given model stays lazy."""
     lazy = {}
     for name, place in places.items():
@@ -189,7 +189,7 @@ def _write_graph(model: ir.Model, folder: Path, places: Mapping[str, Place]) -> 
             place.offset,
             place.nbytes,
             tensor.dtype,
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(weights[name].shape),
             name=name,
             base_dir=folder,
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from converter.errors import Problem
+from converter.targets import target_problems
 
 FloatType = Literal["fp32", "fp16", "bf16"]
 ExecutionProvider = Literal["cpu", "cuda", "dml", "webgpu", "NvTensorRtRtx"]
@@ -71,6 +72,8 @@ class GraphConfig:
     template: Literal["decoder"] = "decoder"
     context_length: int | None = None
     """Positions in the cos/sin caches; null means max_position_embeddings."""
+    last_token_logits: bool = True
+    """Logits of each prompt's last token only, which is all that generation reads."""
 
 
 @dataclass
@@ -111,7 +114,23 @@ class TargetConfig:
     """GroupQueryAttention rotates Q and K itself (do_rotary=1)."""
     position_ids: bool = False
     """The graph takes position_ids as an input."""
+    packed_gate_up: bool = False
+    """One matrix for the feed-forward's gate and up projections."""
+    fused_norm: bool = True
+    """RMSNorm as (Skip)SimplifiedLayerNormalization; false spells it out in plain operators."""
+    quantized_weights: Literal["MatMulNBits", "DequantizeLinear"] = "MatMulNBits"
+    """Operator that holds a quantized matrix; DequantizeLinear stands in front of a MatMul."""
     accuracy_level: Literal[0, 1, 2, 3, 4] = 0
+    threads: int | None = 0
+    """intra_op_num_threads: null writes this machine's physical cores, 0 leaves it to the runtime.
+
+    A fixed number makes folders that are the same bytes on every machine."""
+    chunk_size: int | None = None
+    """Longest piece of a prompt that the runtime computes at once; null means the whole prompt."""
+    graph_capture: bool = False
+    """Let the provider record the graph once and replay it."""
+    tune: bool = False
+    """Try threads, spinning and chunk size on this machine; keep the fastest."""
     provider_options: dict[str, str] = field(default_factory=dict)
     session_options: dict[str, Any] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
@@ -134,6 +153,45 @@ class VerifyConfig:
 
 
 @dataclass
+class OlivePassConfig:
+    """One pass of Olive."""
+
+    type: str = ""
+    """Class name, such as OnnxFloatToFloat16."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Its settings, by the names that Olive gives them."""
+
+
+@dataclass
+class OliveConfig:
+    """The hand-off of the packaged model to Olive; without passes and metrics there is none."""
+
+    passes: list[OlivePassConfig] = field(default_factory=list)
+    """Passes in the order in which they run."""
+    workflow: str | None = None
+    """An Olive workflow file (JSON or YAML) whose passes run instead."""
+    evaluate: list[Literal["size_on_disk", "latency", "perplexity"]] = field(default_factory=list)
+    """What Olive's own evaluator measures of the result: bytes, milliseconds, perplexity."""
+    max_kld: float = 1e-3
+    """Largest mean KL divergence, in nats, of the result from the model before Olive."""
+    timeout: float = 3600.0
+    """Seconds after which Olive is stopped."""
+
+
+@dataclass
+class BenchmarkConfig:
+    """Measuring the finished folder's speed on this machine."""
+
+    enabled: bool = False
+    prompt_lengths: list[int] = field(default_factory=lambda: [16, 128, 512])
+    """Tokens of the prompts whose time to first token is measured."""
+    new_tokens: int = 64
+    """Tokens generated to measure decoding."""
+    rounds: int = 3
+    """Processes started, each measuring everything once; medians are reported."""
+
+
+@dataclass
 class Recipe:
     """A conversion, completely described."""
 
@@ -152,38 +210,36 @@ class Recipe:
     quant: QuantConfig = field(default_factory=QuantConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    olive: OliveConfig = field(default_factory=OliveConfig)
 
 
 def impossible_values(recipe: Recipe) -> Iterator[Problem]:
     """Values that are well typed but that nothing can be made of, alone or together."""
     yield from _block_size_problems(recipe.quant)
-    target = recipe.target
-    if target.packed_qkv and not target.rotary_in_attention:
-        yield Problem(
-            "target.packed_qkv=true with target.rotary_in_attention=false.",
-            "separate Q and K when RotaryEmbedding stands outside of attention",
-            "set target.packed_qkv=false",
-        )
-    if not target.rotary_in_attention and not target.position_ids:
-        yield Problem(
-            "target.rotary_in_attention=false with target.position_ids=false.",
-            "position_ids as an input when RotaryEmbedding stands outside of attention",
-            "set target.position_ids=true",
-        )
-    if target.execution_provider == "cpu" and target.float_type == "bf16":
-        yield Problem(
-            "target.float_type=bf16 for the cpu execution provider.",
-            "fp32 or fp16; onnxruntime has no bf16 attention kernel for the CPU",
-            "set target.float_type=fp32",
-        )
+    yield from target_problems(recipe.target, recipe.quant)
     if recipe.graph.context_length is not None and recipe.graph.context_length < 1:
         yield Problem(
             f"graph.context_length={recipe.graph.context_length}.",
             "a positive number of tokens, or null for max_position_embeddings",
             "set graph.context_length=4096",
         )
+    yield from _benchmark_problems(recipe.benchmark)
     if recipe.threads is not None and recipe.threads < 1:
-        yield Problem(f"threads={recipe.threads}.", "at least 1, or null for all cores", "threads=2")
+        yield Problem(
+            f"threads={recipe.threads}.", "at least 1, or null for all cores", "threads=2"
+        )
+
+
+def _benchmark_problems(benchmark: BenchmarkConfig) -> Iterator[Problem]:
+    lengths = benchmark.prompt_lengths
+    if not lengths or min(lengths) < 1 or benchmark.new_tokens < 2 or benchmark.rounds < 1:
+        yield Problem(
+            f"benchmark.prompt_lengths={lengths}, new_tokens={benchmark.new_tokens}, "
+            f"rounds={benchmark.rounds}.",
+            "prompts of a token and more, at least 2 new tokens and 1 round",
+            "choose benchmark=standard and change less",
+        )
 
 
 def _block_size_problems(quant: QuantConfig) -> Iterator[Problem]:

@@ -48,7 +48,7 @@ class Reference:
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Embeddings (batch, tokens, hidden_size) of int64 ids; reads only the rows in use."""
-        ids, places = token_ids.unique(return_inverse=True)
+        ids, places = torch.unique(token_ids, return_inverse=True)
         rows = self.weights["embed_tokens"].permute_rows(ids).read()
         return rows.to(self.dtype)[places]
 

@@ -14,13 +14,17 @@ import torch
 
 from converter.errors import Problem
 
+Scaling = Literal["none", "linear", "dynamic"]
+SCALINGS: dict[str, Scaling] = {"default": "none", "linear": "linear", "dynamic": "dynamic"}
+"""config.json's `rope_type` to the scaling that it means."""
+
 
 @dataclass(frozen=True)
 class Rope:
     """Rotary parameters as config.json states them."""
 
     theta: float = 10000.0
-    scaling: Literal["none", "linear", "dynamic"] = "none"
+    scaling: Scaling = "none"
     factor: float = 1.0
 
     def base(self, head_dim: int, length: int, max_position_embeddings: int) -> float:
@@ -65,8 +69,7 @@ def read_rope(config: Mapping[str, Any]) -> tuple[Rope, list[Problem]]:
     problems = list(_problems(kind, theta, factor))
     if problems:
         return Rope(), problems
-    scaling: Literal["none", "linear", "dynamic"] = "none" if kind == "default" else kind
-    return Rope(float(theta), scaling, float(factor)), []
+    return Rope(float(theta), SCALINGS[kind], float(factor)), []
 
 
 def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -78,7 +81,7 @@ def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _problems(kind: Any, theta: Any, factor: Any) -> Iterator[Problem]:
-    if kind not in ("default", "linear", "dynamic"):
+    if kind not in SCALINGS:
         yield Problem(
             f"config.json asks for rope scaling of type {kind!r}.",
             "null, 'default', 'linear' or 'dynamic'",

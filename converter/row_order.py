@@ -90,9 +90,7 @@ def _canonical_ids(heads: HeadShape, parts: Sequence[str]) -> dict[str, torch.Te
 
 def _stored_ids(pattern: str, canonical: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     outer, alternatives, inner = _parse(pattern, tuple(canonical))
-    blocks = [
-        _arrange(pattern, canonical[part], outer, axes, inner) for part, axes in alternatives
-    ]
+    blocks = [_arrange(pattern, canonical[part], outer, axes, inner) for part, axes in alternatives]
     # Blocks have shape (outer sizes…, rows): alternatives follow each other inside the outer loops.
     return [torch.cat(blocks, dim=-1)]
 

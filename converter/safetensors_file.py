@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from converter.errors import ConvertError, Problem
-from converter.weight import Weight
+from converter.weight import Weight, tensor_bytes
 
 DTYPES = {
     "F64": torch.float64,
@@ -74,8 +74,7 @@ class FileWeight(Weight):
         out = torch.empty(shape, dtype=self.dtype)
         row = out[0].nbytes if stop > start else 0
         if out.numel():
-            buffer = memoryview(out.flatten().view(torch.uint8).numpy())
-            self._file.read(self._offset + start * row, buffer)
+            self._file.read(self._offset + start * row, tensor_bytes(out))
         return out
 
 
@@ -111,8 +110,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Weight]) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         for weight in tensors.values():
             for start, stop in weight.tiles():
-                tile = weight.rows(start, stop).contiguous()
-                file.write(memoryview(tile.flatten().view(torch.uint8).numpy()))
+                file.write(tensor_bytes(weight.rows(start, stop).contiguous()))
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

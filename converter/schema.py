@@ -111,8 +111,8 @@ def _shown(value: Any) -> str:
 def _expected(path: str, message: str) -> str:
     kind: Any = Recipe
     for part in path.split("."):
-        kind = _fields(kind).get(part, str) if dataclasses.is_dataclass(kind) else str
-    options = [kind, *typing.get_args(kind)]
+        kind = _fields(kind).get(part, str) if isinstance(kind, type) and _is_schema(kind) else str
+    options: list[Any] = [kind, *typing.get_args(kind)]
     for option in options:
         if typing.get_origin(option) is Literal:
             return "one of " + ", ".join(str(value) for value in typing.get_args(option))
@@ -149,6 +149,10 @@ def _fields(schema: type) -> dict[str, Any]:
             kind = inner[0] if inner else kind
         found[item.name] = kind
     return found
+
+
+def _is_schema(kind: type) -> bool:
+    return dataclasses.is_dataclass(kind)
 
 
 def _adapter() -> Any:

@@ -11,6 +11,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -142,8 +144,7 @@ class _PermutedRows(Weight):
             return self._source.rows(low, high)[index - low]
         bounds = [0, *breaks.tolist(), len(index)]
         runs = [
-            self._source.rows(int(index[a]), int(index[b - 1]) + 1)
-            for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+            self._source.rows(int(index[a]), int(index[b - 1]) + 1) for a, b in pairwise(bounds)
         ]
         return runs[0] if len(runs) == 1 else torch.cat(runs)
 
@@ -182,6 +183,12 @@ class _Transposed(Weight):
 
     def transpose(self) -> Weight:
         return self._source
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, shared with it and writable."""
+    array: Any = tensor.flatten().view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def concatenate_rows(sources: Sequence[Weight]) -> Weight:

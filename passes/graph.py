@@ -189,9 +189,7 @@ class DecoderTemplate:
     def _linear(self, canonical: str, name: str, hidden: ir.Value) -> ir.Value:
         return self._multiply([canonical], canonical, name, hidden)
 
-    def _multiply(
-        self, parts: list[str], canonical: str, name: str, hidden: ir.Value
-    ) -> ir.Value:
+    def _multiply(self, parts: list[str], canonical: str, name: str, hidden: ir.Value) -> ir.Value:
         """hidden · Wᵀ (+ bias), with the rows of `parts` stacked into one matrix."""
         weights = self.decoder.weights
         label = name.strip("/").replace("/", ".")
@@ -202,7 +200,8 @@ class DecoderTemplate:
         if parts[0] + BIAS not in weights:
             return product
         bias = concatenate_rows([weights[part + BIAS] for part in parts]).cast(self.float_type)
-        return self._op("Add", [product, self._initializer(f"{label}.Add.bias", bias)], name + "/Add")
+        added = self._initializer(f"{label}.Add.bias", bias)
+        return self._op("Add", [product, added], f"{name}/Add")
 
     def _mark(self, value: ir.Value, canonical: str) -> None:
         node = value.producer()
@@ -282,9 +281,7 @@ class DecoderTemplate:
             canonical = [here + part for part in parts]
             packed = self._multiply(canonical, here + "qkv_proj", f"{name}/qkv_proj", hidden)
             return [packed, None, None]
-        query, key, value = (
-            self._linear(here + part, f"{name}/{part}", hidden) for part in parts
-        )
+        query, key, value = (self._linear(here + part, f"{name}/{part}", hidden) for part in parts)
         if not self.target.rotary_in_attention:
             query = self._rotate(query, f"{name}/q_rotary", self.arch.num_attention_heads, shared)
             key = self._rotate(key, f"{name}/k_rotary", self.arch.num_key_value_heads, shared)

@@ -86,7 +86,7 @@ def resolved_recipe(recipe: Recipe) -> str:
 
     values = dataclasses.asdict(recipe)
     kept = {key: value for key, value in values.items() if key not in NOT_IN_RESULT}
-    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
 
 
 def smallest_size(recipe: Recipe, decoder: Decoder) -> int:
@@ -98,22 +98,22 @@ def smallest_size(recipe: Recipe, decoder: Decoder) -> int:
 
 
 def _token_ids(config: Mapping[str, Any], tokenizer: TokenizerFiles | None) -> TokenIds:
+    bos = config.get("bos_token_id", 1)
     if tokenizer is not None:
-        return TokenIds(
-            tokenizer.bos_token_id, tuple(tokenizer.eos_token_ids), tokenizer.pad_token_id
-        )
+        if tokenizer.bos_token_id is not None:
+            bos = tokenizer.bos_token_id
+        return TokenIds(bos, tokenizer.eos_token_ids, tokenizer.pad_token_id)
     eos = config.get("eos_token_id", 2)
     ids = tuple(eos) if isinstance(eos, list) else (eos,)
-    return TokenIds(config.get("bos_token_id", 1), ids, config.get("pad_token_id") or ids[0])
+    return TokenIds(bos, ids, config.get("pad_token_id") or ids[0])
 
 
 def _lock(graph: Graph, run: Run) -> dict[str, Any]:
     checkpoint = graph.decoder.checkpoint
     results = sorted(path for path in run.staging.folder.iterdir())
+    paths = [*checkpoint.files, *results]
     with ThreadPoolExecutor(run.recipe.threads) as pool:
-        hashes = dict(
-            zip([*checkpoint.files, *results], pool.map(hash_file, [*checkpoint.files, *results]), strict=True)
-        )
+        hashes = dict(zip(paths, pool.map(hash_file, paths), strict=True))
     versions = {name: metadata.version(name) for name in VERSIONED if _installed(name)}
     return {
         "recipe": run.recipe.name,

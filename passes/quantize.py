@@ -100,8 +100,11 @@ def _indivisible(quant: QuantConfig, arch: Architecture) -> Iterator[Problem]:
             f"{matrix} has {count} columns, which blocks of {form.block_size} do not divide.",
             f"a block size that divides {count}: "
             f"{', '.join(map(str, fitting)) or 'none is large enough for MatMulNBits'}",
-            f"set {key}.block_size={fitting[0]}" if fitting else f"set {key}.bits=16"
-            if key != "quant" else "set quant.pad_last_block=true",
+            f"set {key}.block_size={fitting[0]}"
+            if fitting
+            else f"set {key}.bits=16"
+            if key != "quant"
+            else "set quant.pad_last_block=true",
         )
 
 
@@ -123,10 +126,8 @@ def _replace(
     new.name, new.metadata_props[MATRIX] = f"{node.name}_Q{form.bits}", node.metadata_props[MATRIX]
     new.outputs[0].name = node.outputs[0].name
     new.outputs[0].shape, new.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
-    ir.convenience.replace_nodes_and_values(
-        graph, node, [node], [new], node.outputs, new.outputs
-    )
-    del graph.initializers[table.name]
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [new], node.outputs, new.outputs)
+    graph.initializers.pop(str(table.name))
     return matrix
 
 

@@ -104,7 +104,7 @@ def _override_problems(item: Any) -> Iterator[Problem]:
         )
     elif key in groups() and isinstance(item.value(), (str, int, float)):
         yield from _choice_problems(key, str(item.value()))
-    elif key.startswith("hydra") or key not in groups() and not is_known_path(key):
+    elif key.startswith("hydra") or (key not in groups() and not is_known_path(key)):
         yield unknown_key_problem(key)
     elif key == "source.revision" and not isinstance(item.value(), (str, type(None))):
         written = item.input_line.partition("=")[2]

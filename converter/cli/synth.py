@@ -1,4 +1,4 @@
-"""`convert synth`: write a seeded random checkpoint in published form, for benchmarks and trials."""
+"""`convert synth`: write a seeded random checkpoint in published form, for benchmarks."""
 
 from __future__ import annotations
 

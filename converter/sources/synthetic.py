@@ -82,7 +82,7 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         if held and held + weight.nbytes > SHARD_BYTES:
             shards.append({})
         shards[-1][name] = weight
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(folder / file, shard)

@@ -1,0 +1,185 @@
+"""Time and peak memory of a conversion, against onnxruntime-genai's model builder.
+
+    python benchmarks/conversion.py [--model internlm2_1_8b] [--work FOLDER] [--no-builder]
+
+Writes a synthetic InternLM2 checkpoint of the model's shape (bf16, sharded) and, for the builder,
+its Llama-shaped twin (the builder cannot read InternLM2's own form), reads both once so that they
+are in the page cache, then runs each converter as a process of its own. Time is wall-clock, memory
+is the peak resident memory of the whole process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.architecture import read_architecture
+from converter.checkpoint import Checkpoint
+from converter.cli.compose import compose_recipe
+from converter.decoder import build_decoder
+from converter.hashing import hash_file
+from converter.reference import llama_config
+from converter.sources.local import open_local
+from converter.sources.synthetic import open_synthetic, write_checkpoint
+
+OPTIONS = {
+    "int4, block 32": ["quant=rtn"],
+    "int4, block 128": ["quant=rtn", "quant.block_size=128"],
+    "fp16": ["target=cuda", "quant=none"],
+    "fp32": ["quant=none"],
+    "int4, block 32, verified": ["quant=rtn", "verify=standard"],
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One process: wall-clock seconds, peak resident bytes, bytes of its folder."""
+
+    name: str
+    seconds: float
+    peak: int
+    size: int
+
+
+def measure(name: str, command: Sequence[str], output: Path) -> Measured:
+    """Run a command and measure it; its output goes to a log beside `output`."""
+    shutil.rmtree(output, ignore_errors=True)
+    log = output.with_suffix(".log")
+    environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+    start = time.perf_counter()
+    with log.open("wb") as stream:
+        process = os.posix_spawn(
+            command[0],
+            list(command),
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, stream.fileno(), 1),
+                (os.POSIX_SPAWN_DUP2, stream.fileno(), 2),
+            ],
+        )
+        _, status, usage = os.wait4(process, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        raise SystemExit(f"{name} failed:\n{log.read_text()[-2000:]}")
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    shutil.rmtree(output)
+    return Measured(name, seconds, usage.ru_maxrss * 1024, size)
+
+
+def write_inputs(model: str, tokenizer: Path | None, work: Path, twin: bool) -> tuple[Path, Path]:
+    """The InternLM2 checkpoint and, if asked, its Llama twin."""
+    recipe = compose_recipe([f"recipe={model}_cpu_int4", "source=synthetic"])
+    published, llama = work / "internlm2", work / "llama"
+    if not published.exists():
+        published.mkdir()
+        checkpoint = open_synthetic(recipe.source, recipe.model, recipe.layout)
+        write_checkpoint(checkpoint, published)
+        _copy_tokenizer(tokenizer, published)
+    if twin and not llama.exists():
+        llama.mkdir()
+        checkpoint = open_local(published)
+        arch = read_architecture(checkpoint.config)
+        decoder = build_decoder(checkpoint, recipe.layout, arch)
+        tensors = {_llama_name(name): weight for name, weight in decoder.weights.items()}
+        config = llama_config(arch).to_dict() | {"architectures": ["LlamaForCausalLM"]}
+        write_checkpoint(Checkpoint(config, tensors, {}), llama)
+        _write_builder_tokenizer(llama)
+    return published, llama
+
+
+def _llama_name(canonical: str) -> str:
+    if canonical == "lm_head":
+        return "lm_head.weight"
+    leaf = canonical.rsplit(".", 1)[-1]
+    part = {"q_proj": "self_attn.", "k_proj": "self_attn.", "v_proj": "self_attn."}.get(leaf, "")
+    part = {"o_proj": "self_attn.", "gate_proj": "mlp.", "up_proj": "mlp.", "down_proj": "mlp."}.get(
+        leaf, part
+    )
+    return "model." + canonical.removesuffix(leaf) + part + leaf + ".weight"
+
+
+def _copy_tokenizer(tokenizer: Path | None, folder: Path) -> None:
+    if tokenizer is not None:
+        shutil.copy(tokenizer, folder / "tokenizer.model")
+
+
+def _write_builder_tokenizer(folder: Path) -> None:
+    """The least that the builder loads: it copies a tokenizer, but does not convert with it."""
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1}, merges=[])).save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def run(arguments: argparse.Namespace, work: Path) -> list[Measured]:
+    """All conversions in turn."""
+    inputs = write_inputs(arguments.model, arguments.tokenizer, work, not arguments.no_builder)
+    for folder in inputs:
+        for path in folder.glob("*.safetensors"):
+            hash_file(path)
+    convert = [sys.executable, "-m", "converter.cli.main", f"recipe={arguments.model}_cpu_int4"]
+    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+    results = []
+    if not arguments.no_builder:
+        output = work / "builder"
+        options = ["-i", str(inputs[1]), "-o", str(output), "-p", "int4", "-e", "cpu"]
+        cache = ["-c", str(work / "builder_cache")]
+        results.append(measure("genai builder, int4", [*builder, *options, *cache], output))
+    for name in arguments.only or OPTIONS:
+        output = work / "converted"
+        paths = [f"source.path='{inputs[0]}'", f"output='{output}'"]
+        command = [*convert, *paths, "verify=none", *OPTIONS[name]]
+        for _ in range(arguments.repeat):
+            results.append(measure(name, command, output))
+    return results
+
+
+def table(results: Sequence[Measured]) -> str:
+    """Markdown table, with ratios to the first row when that is the builder."""
+    first = results[0]
+    lines = [
+        "| conversion | seconds | times faster | peak memory | folder |",
+        "|---|---|---|---|---|",
+    ]
+    for item in results:
+        ratio = f"{first.seconds / item.seconds:.1f}" if first.name.startswith("genai") else ""
+        lines.append(
+            f"| {item.name} | {item.seconds:.1f} | {ratio} | {item.peak / 1e9:.2f} GB "
+            f"| {item.size / 1e9:.3f} GB |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="internlm2_1_8b")
+    parser.add_argument("--work", type=Path, help="folder to keep the checkpoints in")
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.model to convert with")
+    parser.add_argument("--no-builder", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=OPTIONS)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (arguments.work or Path(temporary)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        results = run(arguments, work)
+    print(table(results))
+    if arguments.json:
+        values: list[Mapping[str, Any]] = [vars(item) for item in results]
+        arguments.json.write_text(json.dumps(values, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
