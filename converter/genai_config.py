@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.architecture import Architecture
+from converter.cores import physical_cores
 from converter.recipe import TargetConfig
+from converter.targets import GRAPH_CAPTURE
 
 MODEL_TYPE = "llama"
 SEARCH = {
@@ -58,7 +60,10 @@ def genai_config(
         generation: the checkpoint's generation_config.json.
     """
     chosen = {key: generation[key] for key in SAMPLING if generation.get(key) is not None}
-    search = SEARCH | chosen | {"max_length": context_length} | target.search
+    search = SEARCH | chosen | {"max_length": context_length}
+    if target.chunk_size is not None:
+        search["chunk_size"] = target.chunk_size
+    search |= target.search
     return {
         "model": {
             "bos_token_id": tokens.bos,
@@ -82,11 +87,7 @@ def _decoder(arch: Architecture, target: TargetConfig) -> dict[str, Any]:
         "past_value_names": "past_key_values.%d.value",
     }
     return {
-        "session_options": {
-            "log_id": "onnxruntime-genai",
-            **target.session_options,
-            "provider_options": provider_options(target),
-        },
+        "session_options": session_options(target),
         "filename": "model.onnx",
         "head_size": arch.head_dim,
         "hidden_size": arch.hidden_size,
@@ -102,8 +103,19 @@ def _decoder(arch: Architecture, target: TargetConfig) -> dict[str, Any]:
     }
 
 
+def session_options(target: TargetConfig) -> dict[str, Any]:
+    """The `session_options` section; keys that it does not name go to onnxruntime as they are."""
+    options: dict[str, Any] = {"log_id": "onnxruntime-genai"}
+    threads = physical_cores() if target.threads is None else target.threads
+    if threads:
+        options["intra_op_num_threads"] = threads
+    return options | target.session_options | {"provider_options": provider_options(target)}
+
+
 def provider_options(target: TargetConfig) -> list[dict[str, dict[str, str]]]:
     """The execution provider with its options; empty for the CPU, the runtime's default."""
-    if target.execution_provider == "cpu":
+    provider = target.execution_provider
+    if provider == "cpu":
         return []
-    return [{target.execution_provider: dict(target.provider_options)}]
+    capture = {GRAPH_CAPTURE[provider]: str(int(target.graph_capture))}
+    return [{provider: capture | target.provider_options}]
