@@ -1,18 +1,32 @@
-"""A checkpoint in a local folder: safetensors, one file or shards with an index."""
+"""A checkpoint in a local folder: safetensors or PyTorch's .bin, one file or shards with an index."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from converter.checkpoint import Checkpoint, read_json
 from converter.errors import ConvertError, Problem, raise_if
 from converter.safetensors_file import open_safetensors
+from converter.torch_file import open_torch_file
 from converter.weight import Weight
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+
+@dataclass(frozen=True)
+class WeightForm:
+    """A way to store weights, by the names that transformers gives the files."""
+
+    single: str
+    index: str
+    open: Callable[[Path], Mapping[str, Weight]]
+
+
+SAFETENSORS = WeightForm("model.safetensors", "model.safetensors.index.json", open_safetensors)
+TORCH = WeightForm("pytorch_model.bin", "pytorch_model.bin.index.json", open_torch_file)
+FORMS = (SAFETENSORS, TORCH)
+"""In order of preference."""
 
 
 def open_local(folder: Path, origin: dict[str, Any] | None = None) -> Checkpoint:
@@ -31,80 +45,101 @@ def open_local(folder: Path, origin: dict[str, Any] | None = None) -> Checkpoint
             )
         )
     config = read_json(folder / "config.json")
-    shards, tensors = _open_shards(folder)
-    others = [path for path in sorted(folder.glob("*.json")) if path.name != INDEX]
-    tokenizer = [path for path in [folder / "tokenizer.model"] if path.is_file()]
+    form = weight_form(path.name for path in folder.iterdir())
+    if form is None:
+        raise ConvertError(_no_weights(folder))
+    shards, tensors = _open_shards(folder, form)
     return Checkpoint(
         config=config,
         tensors=tensors,
         origin=origin or {"kind": "local", "folder": folder.name},
         folder=folder,
-        files=(*others, *tokenizer, *shards),
+        files=(*small_files(folder), *shards),
     )
 
 
-def _open_shards(folder: Path) -> tuple[list[Path], dict[str, Weight]]:
-    if (folder / INDEX).is_file():
-        return _open_indexed(folder)
-    path = folder / SINGLE
-    if not path.is_file():
-        raise ConvertError(
-            Problem(
-                f"{folder} has neither {SINGLE} nor {INDEX}.",
-                "weights as safetensors, one file or shards with their index",
-                "check source.path, or fetch the weights",
-            )
-        )
-    return [path], dict(open_safetensors(path))
+def weight_form(names: Iterable[str]) -> WeightForm | None:
+    """The preferred form of weights among a checkpoint's file names; None when it has none."""
+    held = set(names)
+    return next((form for form in FORMS if form.index in held or form.single in held), None)
 
 
-def _open_indexed(folder: Path) -> tuple[list[Path], dict[str, Weight]]:
-    weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ConvertError(
-            Problem(f"{folder / INDEX} has no weight_map.", "a shard index", "fetch it again")
-        )
-    raise_if(_unsafe_names(folder, weight_map.values()))
+def small_files(folder: Path) -> list[Path]:
+    """A checkpoint folder's configs and tokenizer files; weights and their index left out."""
+    indexes = {form.index for form in FORMS}
+    configs = [path for path in sorted(folder.glob("*.json")) if path.name not in indexes]
+    tokenizer = folder / "tokenizer.model"
+    return [*configs, tokenizer] if tokenizer.is_file() else configs
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor name to shard, from a checkpoint's index file.
+
+    Raises:
+        ConvertError: the file is no index, or names a shard outside of its own folder.
+    """
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConvertError(Problem(f"{path} has no weight_map.", "a shard index", "fetch it again"))
+    raise_if(_unsafe_names(path, weight_map.values()))
+    return weight_map
+
+
+def _open_shards(folder: Path, form: WeightForm) -> tuple[list[Path], dict[str, Weight]]:
+    index = folder / form.index
+    if not index.is_file():
+        path = folder / form.single
+        return [path], dict(form.open(path))
+    weight_map = read_index(index)
     tensors: dict[str, Weight] = {}
     problems: list[Problem] = []
     shards = [folder / name for name in sorted(set(weight_map.values()))]
     for shard in shards:
         wanted = [name for name, file in weight_map.items() if file == shard.name]
         if not shard.is_file():
-            problems.append(_missing_shard(shard, len(wanted)))
+            problems.append(_missing_shard(shard, form, len(wanted)))
             continue
         try:
-            found = open_safetensors(shard)
+            found = form.open(shard)
         except ConvertError as error:
             problems += error.problems
             continue
-        problems += [_not_in_shard(name, shard) for name in wanted if name not in found]
+        problems += [_not_in_shard(name, shard, form) for name in wanted if name not in found]
         tensors |= found
     raise_if(problems)
     return shards, tensors
 
 
-def _unsafe_names(folder: Path, names: Iterable[Any]) -> Iterable[Problem]:
+def _unsafe_names(index: Path, names: Iterable[Any]) -> Iterable[Problem]:
     for name in sorted(set(map(str, names))):
         if PurePosixPath(name).name != name or name in ("", ".", "..") or "\\" in name:
             yield Problem(
-                f"{folder / INDEX} names the shard {name!r}.",
+                f"{index} names the shard {name!r}.",
                 "a plain file name inside the checkpoint folder",
                 "do not trust this checkpoint; fetch it from its publisher",
             )
 
 
-def _missing_shard(shard: Path, count: int) -> Problem:
+def _no_weights(folder: Path) -> Problem:
+    names = [name for form in FORMS for name in (form.single, form.index)]
     return Problem(
-        f"{shard} is missing; {INDEX} keeps {count} tensors in it.",
+        f"{folder} has none of {', '.join(names)}.",
+        "weights, one file or shards with their index",
+        "check source.path, or fetch the weights",
+    )
+
+
+def _missing_shard(shard: Path, form: WeightForm, count: int) -> Problem:
+    return Problem(
+        f"{shard} is missing; {form.index} keeps {count} tensors in it.",
         "every shard that the index names",
         "fetch the file again",
     )
 
 
-def _not_in_shard(name: str, shard: Path) -> Problem:
+def _not_in_shard(name: str, shard: Path, form: WeightForm) -> Problem:
     return Problem(
         f"{shard} lacks the tensor {name}.",
-        f"every tensor that {INDEX} places there",
+        f"every tensor that {form.index} places there",
         "fetch the shard and the index again",
     )
