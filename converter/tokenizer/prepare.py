@@ -28,8 +28,9 @@ from converter.tokenizer.chat_template import (
 from converter.tokenizer.merges import WHOLE_TEXT_PATTERN
 from converter.tokenizer.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
 from converter.tokenizer.special_tokens import (
-    INTERNLM2_PLACEHOLDERS,
+    CHAT_TOKENS,
     Declared,
+    chat_token_id,
     declared_tokens,
     resolve_added_tokens,
 )
@@ -137,30 +138,33 @@ def _from_sentencepiece(
     model: SentencePieceModel, settings: dict[str, Any], vocab_size: int, folder: Path
 ) -> TokenizerFiles:
     raise_if(_size_problems(folder / "tokenizer.model", len(model.pieces), vocab_size))
-    template = _chat_template(settings, model.pieces)
     declared = declared_tokens(settings)
+    template = _chat_template(settings, IM_END in declared)
     if uses_im_end(template):
-        present = [name for name in INTERNLM2_PLACEHOLDERS.values() if name in model.pieces]
-        for name, placeholder in INTERNLM2_PLACEHOLDERS.items():
-            if placeholder in present:
-                declared.setdefault(name, Declared(None))
+        for text in CHAT_TOKENS:
+            if chat_token_id(model, text) is not None:
+                declared.setdefault(text, Declared(None))
     added = resolve_added_tokens(model, declared, vocab_size)
     raise_if(added.problems)
-    content = build_tokenizer_json(model, added)
+    given = settings.get("tokenizer_config.json", {})
+    add_bos = {"add_bos_token": bool(given.get("add_bos_token", True)) and model.bos_id >= 0}
+    content = build_tokenizer_json(model, added, **add_bos)
     notes = added.notes + _whole_text_notes(content)
     if (folder / "tokenizer.json").is_file():
         notes.append("tokenizer.json was made anew from tokenizer.model")
-    names = {
-        key: model.pieces[index]
-        for key, index in (
-            ("bos_token", model.bos_id),
-            ("eos_token", model.eos_id),
-            ("unk_token", model.unk_id),
-            ("pad_token", model.pad_id),
-        )
+    settings["tokenizer_config.json"] = {**_names_in(model), **given, **add_bos}
+    prepared = _assemble(content, settings, template, notes, vocab_size)
+    prepared.files["tokenizer.model"] = model.content
+    return prepared
+
+
+def _names_in(model: SentencePieceModel) -> dict[str, str]:
+    ids = (model.bos_id, model.eos_id, model.unk_id, model.pad_id)
+    return {
+        name: model.pieces[index]
+        for name, index in zip(_NAMED_TOKENS, ids, strict=True)
         if index >= 0
     }
-    return _assemble(content, settings, names, template, notes, vocab_size, model.content)
 
 
 def _from_tokenizer_json(path: Path, settings: dict[str, Any], vocab_size: int) -> TokenizerFiles:
@@ -168,8 +172,8 @@ def _from_tokenizer_json(path: Path, settings: dict[str, Any], vocab_size: int) 
     raise_if(tokenizer_json_problems(content, vocab_size))
     notes: list[str] = []
     content = mend_tokenizer_json(content, notes)
-    template = _chat_template(settings, token_ids(content))
-    return _assemble(content, settings, {}, template, notes, vocab_size, None)
+    template = _chat_template(settings, IM_END in token_ids(content))
+    return _assemble(content, settings, template, notes, vocab_size)
 
 
 def _size_problems(path: Path, pieces: int, vocab_size: int) -> list[Problem]:
@@ -193,66 +197,57 @@ def _whole_text_notes(content: dict[str, Any]) -> list[str]:
     ]
 
 
-def _chat_template(settings: dict[str, Any], texts: Any) -> str | None:
+def _chat_template(settings: dict[str, Any], declares_im_end: bool) -> str | None:
     """The template to write; InternLM2's own for a chat checkpoint that was published without."""
     template = settings.get("tokenizer_config.json", {}).get("chat_template")
     if isinstance(template, list):
         named = {entry["name"]: entry["template"] for entry in template}
         template = named.get("default")
-    if template is not None:
-        return with_tool_forms(template)
-    declared = declared_tokens(settings)
-    if IM_END in declared and (IM_END in texts or INTERNLM2_PLACEHOLDERS[IM_END] in texts):
-        return with_tool_forms(PUBLISHED_TEMPLATE)
-    return None
+    if template is None and declares_im_end:
+        template = PUBLISHED_TEMPLATE
+    return None if template is None else with_tool_forms(template)
 
 
 def _assemble(
     content: dict[str, Any],
     settings: dict[str, Any],
-    names: dict[str, str],
     template: str | None,
     notes: list[str],
     vocab_size: int,
-    sentencepiece: bytes | None,
 ) -> TokenizerFiles:
     ids = token_ids(content)
-    names = _token_names(settings, names, ids)
-    special = {
-        token["content"]: token["id"] for token in content["added_tokens"] if token["special"]
-    }
+    names = _token_names(settings, ids)
     stops = _stop_tokens(settings, ids.get(names.get("eos_token", "")), notes)
-    if uses_im_end(template) and ids.get(IM_END) not in stops and IM_END in ids:
+    if uses_im_end(template) and IM_END in ids and ids[IM_END] not in stops:
         stops = (*stops, ids[IM_END])
         notes.append(f"{IM_END} ({ids[IM_END]}) was added to the stop tokens of a chat model")
     raise_if(_stop_problems(stops, vocab_size))
-    pad = ids.get(names.get("pad_token", ""), stops[0])
-    names.setdefault("pad_token", next(text for text, index in ids.items() if index == pad))
-    files = {
-        "tokenizer.json": _json_bytes(content, indent=None),
-        "tokenizer_config.json": _json_bytes(
-            _tokenizer_config(settings, content, names, special, template)
-        ),
-        "special_tokens_map.json": _json_bytes(_special_tokens_map(names, special)),
+    if "pad_token" not in names:
+        names["pad_token"] = next(text for text, index in ids.items() if index == stops[0])
+    special = {
+        token["content"]: token["id"] for token in content["added_tokens"] if token["special"]
     }
-    if sentencepiece is not None:
-        files["tokenizer.model"] = sentencepiece
+    additional = [text for text in special if text not in names.values()]
+    tokens_map = {**names, "additional_special_tokens": additional}
+    config = _tokenizer_config(settings, content, tokens_map, template)
     return TokenizerFiles(
-        files=files,
+        files={
+            "tokenizer.json": _json_bytes(content, indent=None),
+            "tokenizer_config.json": _json_bytes(config),
+            "special_tokens_map.json": _json_bytes(tokens_map),
+        },
         bos_token_id=ids.get(names.get("bos_token", "")),
         eos_token_ids=stops,
-        pad_token_id=pad,
+        pad_token_id=ids[names["pad_token"]],
         special_tokens=special,
         chat_template=template,
         notes=tuple(notes),
     )
 
 
-def _token_names(
-    settings: dict[str, Any], names: dict[str, str], ids: dict[str, int]
-) -> dict[str, str]:
-    """Texts of bos, eos, unk and pad: as the checkpoint names them, else as the model does."""
-    named = dict(names)
+def _token_names(settings: dict[str, Any], ids: dict[str, int]) -> dict[str, str]:
+    """Texts of bos, eos, unk and pad, as the checkpoint names them and where they have an id."""
+    named: dict[str, str] = {}
     for source in ("special_tokens_map.json", "tokenizer_config.json"):
         for key in _NAMED_TOKENS:
             value = settings.get(source, {}).get(key)
@@ -289,8 +284,7 @@ def _stop_problems(stops: tuple[int, ...], vocab_size: int) -> list[Problem]:
 def _tokenizer_config(
     settings: dict[str, Any],
     content: dict[str, Any],
-    names: dict[str, str],
-    special: dict[str, int],
+    tokens_map: dict[str, Any],
     template: str | None,
 ) -> dict[str, Any]:
     """tokenizer_config.json for the class that only reads tokenizer.json, in transformers 4 and 5.
@@ -299,14 +293,12 @@ def _tokenizer_config(
     `auto_map` would make it ask for the repository's code.
     """
     given = settings.get("tokenizer_config.json", {})
+    kept = ("add_bos_token", "add_eos_token", "model_max_length", "padding_side")
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": bool(given.get("add_bos_token", True)) and "bos_token" in names,
-        "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": given.get("model_max_length", int(1e30)),
-        **names,
-        "additional_special_tokens": _additional(names, special),
+        **{key: given[key] for key in kept if key in given},
+        **tokens_map,
         "added_tokens_decoder": {
             str(token["id"]): added_token(token["content"], token["special"])
             for token in content["added_tokens"]
@@ -315,14 +307,6 @@ def _tokenizer_config(
     if template is not None:
         config["chat_template"] = template
     return config
-
-
-def _special_tokens_map(names: dict[str, str], special: dict[str, int]) -> dict[str, Any]:
-    return {**names, "additional_special_tokens": _additional(names, special)}
-
-
-def _additional(names: dict[str, str], special: dict[str, int]) -> list[str]:
-    return [text for text in special if text not in names.values()]
 
 
 def _json_bytes(content: dict[str, Any], indent: int | None = 2) -> bytes:

@@ -18,17 +18,15 @@ from converter.tokenizer.sentencepiece_model import (
     SentencePieceModel,
 )
 
-INTERNLM2_PLACEHOLDERS = {
-    "<|im_start|>": "[UNUSED_TOKEN_146]",
-    "<|im_end|>": "[UNUSED_TOKEN_145]",
-    "<|action_start|>": "[UNUSED_TOKEN_144]",
-    "<|action_end|>": "[UNUSED_TOKEN_143]",
-    "<|interpreter|>": "[UNUSED_TOKEN_142]",
-    "<|plugin|>": "[UNUSED_TOKEN_141]",
-}
-"""The pieces that InternLM2's chat models rename in place, ids 92543 down to 92538."""
-
-_PLACEHOLDER = "[UNUSED_TOKEN_"
+CHAT_TOKENS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|action_start|>",
+    "<|action_end|>",
+    "<|interpreter|>",
+    "<|plugin|>",
+)
+"""What InternLM2's chat models call the last pieces, from the last one (92543) down to 92538."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,9 @@ def resolve_added_tokens(
     """Give every declared token the id that the model was trained with.
 
     A token that is a piece has the piece's id; one declared at an `[UNUSED_TOKEN_n]` takes its
-    place; InternLM2's chat tokens belong to the placeholders of `INTERNLM2_PLACEHOLDERS`, whatever
-    a file says. Anything else keeps a declared id between the last piece and `vocab_size` (the
-    number of rows of the embedding), or is a problem.
+    place; otherwise InternLM2's chat tokens have the ids that `CHAT_TOKENS` tells. Anything else
+    keeps a declared id between the last piece and `vocab_size` (the number of rows of the
+    embedding), or is a problem.
     """
     piece_ids = {piece: index for index, piece in enumerate(model.pieces)}
     added = AddedTokens(
@@ -122,14 +120,25 @@ def _right_id(
 ) -> int | None:
     if content in piece_ids:
         return piece_ids[content]
-    placeholder = piece_ids.get(INTERNLM2_PLACEHOLDERS.get(content, ""))
-    if placeholder is not None:
-        return placeholder
-    if index is None:
+    count = len(model.pieces)
+    if index is not None and index < count and is_placeholder(model.pieces[index]):
+        return index
+    if chat_token_id(model, content) is not None:
+        return chat_token_id(model, content)
+    return index if index is not None and count <= index < vocab_size else None
+
+
+def chat_token_id(model: SentencePieceModel, content: str) -> int | None:
+    """The id of one of `CHAT_TOKENS` in a vocabulary that ends with placeholders for them."""
+    if content not in CHAT_TOKENS:
         return None
-    if index < len(model.pieces):
-        return index if model.pieces[index].startswith(_PLACEHOLDER) else None
-    return index if index < vocab_size else None
+    index = len(model.pieces) - 1 - CHAT_TOKENS.index(content)
+    return index if is_placeholder(model.pieces[index]) else None
+
+
+def is_placeholder(piece: str) -> bool:
+    """Whether `piece` is one that a fine-tuned model may rename."""
+    return piece.startswith("[UNUSED_TOKEN_")
 
 
 def _misplaced(content: str, index: int | None, vocab_size: int) -> Problem:

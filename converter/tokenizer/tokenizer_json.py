@@ -15,11 +15,13 @@ from converter.tokenizer.special_tokens import AddedTokens
 _FROM_ELSEWHERE = "Put the model's tokenizer.model next to config.json; it is always enough."
 
 
-def build_tokenizer_json(model: SentencePieceModel, added: AddedTokens) -> dict[str, Any]:
+def build_tokenizer_json(
+    model: SentencePieceModel, added: AddedTokens, add_bos_token: bool
+) -> dict[str, Any]:
     """The content of tokenizer.json, whose ids for a text are SentencePiece's.
 
-    `post_processor` puts the bos token before a text when `add_special_tokens` is asked for, as the
-    published tokenizers do; onnxruntime-genai never asks.
+    With `add_bos_token`, `post_processor` puts the bos token before a text when the caller wants
+    special tokens, as the published tokenizers do; onnxruntime-genai never wants them.
     """
     normal = [model.pieces[index] for index in model.ids_of_type(NORMAL)]
     return {
@@ -29,7 +31,7 @@ def build_tokenizer_json(model: SentencePieceModel, added: AddedTokens) -> dict[
         "added_tokens": _added_tokens(added),
         "normalizer": _normalizer(model.add_dummy_prefix),
         "pre_tokenizer": _split(split_pattern(normal)),
-        "post_processor": _bos_first(model),
+        "post_processor": _bos_first(model) if add_bos_token else None,
         "decoder": _decoder(model.add_dummy_prefix),
         "model": {
             "type": "BPE",
@@ -98,9 +100,7 @@ def _decoder(add_dummy_prefix: bool) -> dict[str, Any]:
     return {"type": "Sequence", "decoders": steps}
 
 
-def _bos_first(model: SentencePieceModel) -> dict[str, Any] | None:
-    if model.bos_id < 0:
-        return None
+def _bos_first(model: SentencePieceModel) -> dict[str, Any]:
     bos = model.pieces[model.bos_id]
 
     def sequence(name: str, type_id: int) -> list[dict[str, Any]]:
@@ -123,23 +123,21 @@ def mend_tokenizer_json(content: dict[str, Any], notes: list[str]) -> dict[str, 
     SentencePiece-like files (byte fallback) often have none, or `Metaspace`, and onnxruntime-genai
     then splits the text by a regular expression of its own. `notes` receives what was changed.
     """
-    model = content["model"]
-    if not model.get("byte_fallback") or not _needs_split(content.get("pre_tokenizer")):
+    model, given = content["model"], content.get("pre_tokenizer")
+    if not model.get("byte_fallback") or not (given is None or given.get("type") == "Metaspace"):
         return content
-    mended = dict(content)
-    metaspace = content.get("pre_tokenizer")
-    if metaspace:
-        prefix = metaspace.get("prepend_scheme", "always") != "never"
-        mended["normalizer"] = _normalizer(prefix)
-    mended["pre_tokenizer"] = _split(split_pattern(model["vocab"]))
+    mended = {**content, "pre_tokenizer": _split(split_pattern(_merged_pieces(model)))}
+    if given is not None:
+        prefix = given.get("prepend_scheme", "always") != "never"
+        mended |= {"normalizer": _normalizer(prefix), "decoder": _decoder(prefix)}
     notes.append("tokenizer.json had no pre_tokenizer that onnxruntime-genai respects; one was set")
     return mended
 
 
-def _needs_split(pre_tokenizer: dict[str, Any] | None) -> bool:
-    if pre_tokenizer is None:
-        return True
-    return pre_tokenizer.get("type") == "Metaspace" and not pre_tokenizer.get("split", True)
+def _merged_pieces(model: dict[str, Any]) -> set[str]:
+    """What the merges make; older files write a pair as one string with a space."""
+    pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
+    return {"".join(pair) for pair in pairs}
 
 
 def tokenizer_json_problems(content: Any, vocab_size: int) -> list[Problem]:

@@ -186,6 +186,13 @@ def test_every_line_of_the_corpora_has_the_ids_of_sentencepiece(base: Readers) -
     base.assert_same_ids(lines)
 
 
+def test_every_piece_alone_is_itself(base: Readers) -> None:
+    """A piece that BPE cannot reach would tell the runtimes apart: one looks it up as a whole."""
+    pieces = pieces_of(base)
+    assert len([piece for piece in pieces if piece != "\0"]) == len(pieces) - 1
+    base.assert_same_ids([piece for piece in pieces if piece != "\0"])
+
+
 def test_hard_strings_have_the_ids_of_sentencepiece(base: Readers) -> None:
     base.assert_same_ids(hard_strings(pieces_of(base)))
 
