@@ -7,7 +7,7 @@ names are those that onnxruntime-genai expects. Initializers are lazy weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import onnx_ir as ir
@@ -18,11 +18,14 @@ from converter.artifacts import FLOAT_TYPES, IR_DTYPES, MATRIX, Graph, WeightTen
 from converter.decoder import BIAS, Decoder
 from converter.engine import Pass, Run
 from converter.errors import Problem
+from converter.kernels import missing_kernels
 from converter.recipe import Recipe, TargetConfig
 from converter.weight import TensorWeight, Weight, concatenate_rows
 
 OPSETS = {"": 21, "com.microsoft": 1}
 IR_VERSION = 10
+LAST_TOKEN = "/lm_head/last_token/Gather"
+"""Name of the node that keeps each prompt's last token; see `converter.full_logits`."""
 CONTRIB = "com.microsoft"
 
 
@@ -44,26 +47,48 @@ class BuildGraph(Pass[Decoder, Graph]):
     def run(self, artifact: Decoder, run: Run) -> Graph:
         arch = artifact.architecture
         length = run.recipe.graph.context_length or arch.max_position_embeddings
-        template = DecoderTemplate(artifact, run.recipe.target, length)
+        last_token = run.recipe.graph.last_token_logits
+        template = DecoderTemplate(artifact, run.recipe.target, length, last_token)
         dtype = FLOAT_TYPES[run.recipe.target.float_type]
         shipped = {name: weight.cast(dtype) for name, weight in artifact.weights.items()}
         return Graph(artifact, template.build(), length, shipped)
+
+    def ensures(self, given: Graph, run: Run) -> Iterable[Problem]:
+        return kernel_problems(given.model, run.recipe.target)
 
     def summary(self, given: Graph) -> str:
         return f"{len(given.model.graph)} nodes, context length {given.context_length}"
 
 
+def kernel_problems(model: ir.Model, target: TargetConfig) -> Iterator[Problem]:
+    """Operators of the graph that the target's execution provider has no kernel for."""
+    provider, float_type = target.execution_provider, target.float_type
+    for op in missing_kernels(model, provider, float_type):
+        yield Problem(
+            f"The graph holds {op} in {float_type}, which has no kernel on {provider}.",
+            "operators that the execution provider runs (converter/kernels.py)",
+            "report this, with the recipe",
+        )
+
+
 class DecoderTemplate:
     """Builds one model. Values keep the names of onnxruntime-genai's own graphs."""
 
-    def __init__(self, decoder: Decoder, target: TargetConfig, context_length: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        target: TargetConfig,
+        context_length: int,
+        last_token_logits: bool = True,
+    ) -> None:
         self.decoder, self.arch, self.target = decoder, decoder.architecture, target
-        self.context_length = context_length
+        self.context_length, self.last_token_logits = context_length, last_token_logits
         self.float_type = FLOAT_TYPES[target.float_type]
         self.dtype = IR_DTYPES[self.float_type]
         self.tape = Tape()
         self.inputs: list[ir.Value] = []
         self.outputs: list[ir.Value] = []
+        self.constants: dict[str, ir.Value] = {}
 
     def build(self) -> ir.Model:
         """The whole model; see `Graph`."""
@@ -82,8 +107,9 @@ class DecoderTemplate:
         for layer in range(self.arch.num_hidden_layers):
             hidden, skip = self._layer(layer, hidden, skip, attention)
         hidden, _ = self._norm("norm", f"/model/layers.{layer + 1}/final_norm", hidden, skip)
-        logits = self._linear("lm_head", "/lm_head", hidden)
-        self._output(logits, "logits", "batch_size", "sequence_length", self.arch.vocab_size)
+        logits = self._head(hidden, attention, input_ids)
+        tokens = 1 if self.last_token_logits else "sequence_length"
+        self._output(logits, "logits", "batch_size", tokens, self.arch.vocab_size)
         outputs = [self.outputs[-1], *self.outputs[:-1]]
         graph = ir.Graph(
             self.inputs,
@@ -129,19 +155,30 @@ class DecoderTemplate:
     def _initializer(self, name: str, weight: Weight) -> ir.Value:
         return self.tape.initializer(WeightTensor(name, weight), name=name)
 
-    def _constant(self, name: str, value: list[int] | int) -> ir.Value:
-        tensor = torch.tensor(value, dtype=torch.int64)
-        return self.tape.initializer(ir.tensor(tensor.numpy(), name=name), name=name)
+    def _constant(self, name: str, value: list[int] | int | float) -> ir.Value:
+        """A small int64 or float32 initializer, one for each name."""
+        if name not in self.constants:
+            dtype = torch.float32 if isinstance(value, float) else torch.int64
+            tensor = ir.tensor(torch.tensor(value, dtype=dtype).numpy(), name=name)
+            self.constants[name] = self.tape.initializer(tensor, name=name)
+        return self.constants[name]
 
     def _attention_inputs(self, mask: ir.Value, positions: ir.Value | None) -> AttentionInputs:
-        """Lengths from the mask: GroupQueryAttention wants them as int32."""
-        base = "/model/attention_mask"
-        one, index = self._constant("constants.one", [1]), self._constant("constants.index", 1)
+        """Lengths from the mask: GroupQueryAttention wants them as int32.
+
+        The total length is a shape, known to the CPU without waiting for the device. A captured
+        graph must not leave the device, so there it is the largest sum over the mask.
+        """
+        base, one = "/model/attention_mask", self._constant("constants.one", [1])
         count = self._op("ReduceSum", [mask, one], f"{base}/ReduceSum", keepdims=0)
         last = self._op("Sub", [count, one], f"{base}/Sub")
         seqlens_k = self._op("Cast", [last], f"{base}/seqlens_k", to=ir.DataType.INT32)
-        shape = self._op("Shape", [mask], f"{base}/Shape")
-        total = self._op("Gather", [shape, index], f"{base}/Gather", axis=0)
+        if self.target.graph_capture and self.target.execution_provider == "webgpu":
+            total = self._op("ReduceMax", [count], f"{base}/ReduceMax", keepdims=0)
+        else:
+            index = self._constant("constants.index", 1)
+            shape = self._op("Shape", [mask], f"{base}/Shape")
+            total = self._op("Gather", [shape, index], f"{base}/Gather", axis=0)
         total = self._op("Cast", [total], f"{base}/total_length", to=ir.DataType.INT32)
         cos, sin = self._rotary_caches()
         return AttentionInputs(seqlens_k, total, cos, sin, positions)
@@ -167,6 +204,8 @@ class DecoderTemplate:
             f"model.{canonical}.weight", self.decoder.weights[canonical].cast(self.float_type)
         )
         epsilon = self.arch.rms_norm_eps
+        if not self.target.fused_norm:
+            return self._plain_norm(weight, name, hidden, skip)
         if skip is None:
             return self._op(
                 "SimplifiedLayerNormalization",
@@ -185,6 +224,30 @@ class DecoderTemplate:
         )
         outputs[1].name = outputs[2].name = ""
         return outputs[0], outputs[3]
+
+    def _plain_norm(
+        self, weight: ir.Value, name: str, hidden: ir.Value, skip: ir.Value | None
+    ) -> tuple[ir.Value, ir.Value]:
+        """RMSNorm in ONNX's own operators, the mean square in fp32."""
+        if skip is not None:
+            hidden = self._op("Add", [hidden, skip], f"{name}/Add")
+        wide = self._op("Cast", [hidden], f"{name}/Cast", to=ir.DataType.FLOAT)
+        square = self._op("Mul", [wide, wide], f"{name}/Square")
+        axis = self._constant("constants.last_axis", [-1])
+        mean = self._op("ReduceMean", [square, axis], f"{name}/ReduceMean", keepdims=1)
+        epsilon = self._constant("constants.epsilon", self.arch.rms_norm_eps)
+        shifted = self._op("Add", [mean, epsilon], f"{name}/AddEpsilon")
+        root = self._op("Sqrt", [shifted], f"{name}/Sqrt")
+        normed = self._op("Div", [wide, root], f"{name}/Div")
+        normed = self._op("Cast", [normed], f"{name}/CastBack", to=self.dtype)
+        return self._op("Mul", [normed, weight], f"{name}/Scale"), hidden
+
+    def _head(self, hidden: ir.Value, attention: AttentionInputs, input_ids: ir.Value) -> ir.Value:
+        """Logits (batch_size, sequence_length or 1, vocab_size)."""
+        if self.last_token_logits:
+            last = self._constant("constants.last_token", [-1])
+            hidden = self._op("Gather", [hidden, last], LAST_TOKEN, axis=1)
+        return self._linear("lm_head", "/lm_head", hidden)
 
     def _linear(self, canonical: str, name: str, hidden: ir.Value) -> ir.Value:
         return self._multiply([canonical], canonical, name, hidden)
@@ -231,8 +294,13 @@ class DecoderTemplate:
     def _feed_forward(self, layer: int, hidden: ir.Value) -> ir.Value:
         """SwiGLU: down(silu(gate(x)) · up(x))."""
         here, name = f"layers.{layer}.", f"/model/layers.{layer}/mlp"
-        gate = self._linear(here + "gate_proj", f"{name}/gate_proj", hidden)
-        up = self._linear(here + "up_proj", f"{name}/up_proj", hidden)
+        if self.target.packed_gate_up:
+            parts = [here + "gate_proj", here + "up_proj"]
+            both = self._multiply(parts, here + "gate_up_proj", f"{name}/gate_up_proj", hidden)
+            gate, up = self._ops("Split", [both], f"{name}/Split", 2, axis=-1, num_outputs=2)
+        else:
+            gate = self._linear(here + "gate_proj", f"{name}/gate_proj", hidden)
+            up = self._linear(here + "up_proj", f"{name}/up_proj", hidden)
         sigmoid = self._op("Sigmoid", [gate], f"{name}/act_fn/Sigmoid")
         silu = self._op("Mul", [gate, sigmoid], f"{name}/act_fn/Mul")
         product = self._op("Mul", [silu, up], f"{name}/Mul")

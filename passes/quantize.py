@@ -70,14 +70,18 @@ def matrix_format(matrix: str, quant: QuantConfig) -> BlockFormat | None:
 
 
 def split_rows(matrix: str, stacked: Weight, decoder: Decoder) -> dict[str, Weight]:
-    """Canonical weights of a matrix; a packed qkv_proj is three of them."""
-    if not matrix.endswith("qkv_proj"):
+    """Canonical weights of a matrix; a packed qkv_proj is three, gate_up_proj two of them."""
+    prefix, _, kind = matrix.rpartition(".")
+    arch, parts, offset = decoder.architecture, {}, 0
+    if kind == "qkv_proj":
+        rows = {f"{part}_proj": arch.heads.part_rows(part) for part in ("q", "k", "v")}
+    elif kind == "gate_up_proj":
+        rows = {"gate_proj": arch.intermediate_size, "up_proj": arch.intermediate_size}
+    else:
         return {matrix: stacked}
-    prefix, parts, offset = matrix.removesuffix("qkv_proj"), {}, 0
-    for part in ("q", "k", "v"):
-        rows = decoder.architecture.heads.part_rows(part)
-        parts[f"{prefix}{part}_proj"] = stacked.permute_rows(torch.arange(offset, offset + rows))
-        offset += rows
+    for name, count in rows.items():
+        parts[f"{prefix}.{name}"] = stacked.permute_rows(torch.arange(offset, offset + count))
+        offset += count
     return parts
 
 

@@ -192,9 +192,10 @@ def _spread_ids(vocab_size: int, count: int) -> list[int]:
 def _cut_model(path: Path, cut: Path, layers: int) -> None:
     """The graph up to the residual stream that layer number `layers` starts from."""
     model = ir.load(path)
-    name = f"/model/layers.{layers}/input_layernorm/SkipLayerNorm"
-    node = next(node for node in model.graph if node.name == name)
-    hidden = node.outputs[3]
+    norm = f"/model/layers.{layers}/input_layernorm/"
+    # The sum comes out of the fused norm, or of the addition in front of one in plain operators.
+    node = next(node for node in model.graph if node.name in (norm + "SkipLayerNorm", norm + "Add"))
+    hidden = node.outputs[-1]
     model.graph.outputs[:] = [hidden]
     ir_passes.RemoveUnusedNodesPass()(model)
     used = {value.name for item in model.graph for value in item.inputs if value is not None}
