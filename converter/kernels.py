@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-SHAPES = frozenset({"Cast", "Clip", "Gather", "ReduceMax", "ReduceSum", "Shape", "Sub"})
+SHAPES = frozenset({"Cast", "Gather", "Max", "ReduceMax", "ReduceSum", "Shape", "Sub", "Unsqueeze"})
 """Operators on lengths and positions: small integers, which any provider may leave to the CPU."""
 _PLAIN = frozenset(
     {"Add", "Cast", "Div", "Gather", "MatMul", "Mul", "ReduceMean", "Sigmoid", "Split", "Sqrt"}
@@ -41,10 +41,10 @@ _HALVES = frozenset({"fp16", "bf16"})
 
 KERNELS: Mapping[str, Mapping[str, frozenset[str]]] = {
     "cuda": dict.fromkeys(
-        _PLAIN | _FUSED | _BLOCKED | {"FusedMatMul", "GatherBlockQuantized"}, _ALL
+        _PLAIN | _FUSED | _BLOCKED | {"FusedMatMul", "GatherBlockQuantized", "GatherND"}, _ALL
     )
     | {"GroupQueryAttention": _HALVES},
-    "dml": dict.fromkeys(_PLAIN | _FUSED | _BLOCKED | {"FusedMatMul"}, _BOTH),
+    "dml": dict.fromkeys(_PLAIN | _FUSED | _BLOCKED | {"FusedMatMul", "GatherND"}, _BOTH),
     "webgpu": dict.fromkeys(_PLAIN | _FUSED | _BLOCKED | {"GatherBlockQuantized"}, _BOTH),
     "NvTensorRtRtx": dict.fromkeys(_PLAIN | _BLOCKED, _ALL) | {"GroupQueryAttention": _HALVES},
 }

@@ -8,6 +8,7 @@ names are those that onnxruntime-genai expects. Initializers are lazy weights.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -18,7 +19,7 @@ from converter.artifacts import FLOAT_TYPES, IR_DTYPES, MATRIX, Graph, WeightTen
 from converter.decoder import BIAS, Decoder
 from converter.engine import Pass, Run
 from converter.errors import Problem
-from converter.kernels import missing_kernels
+from converter.kernels import kernels, missing_kernels
 from converter.recipe import Recipe, TargetConfig
 from converter.weight import TensorWeight, Weight, concatenate_rows
 
@@ -179,9 +180,9 @@ class DecoderTemplate:
             index = self._constant("constants.index", 1)
             shape = self._op("Shape", [mask], f"{base}/Shape")
             total = self._op("Gather", [shape, index], f"{base}/Gather", axis=0)
-        total = self._op("Cast", [total], f"{base}/total_length", to=ir.DataType.INT32)
+        total_length = self._op("Cast", [total], f"{base}/total_length", to=ir.DataType.INT32)
         cos, sin = self._rotary_caches()
-        return AttentionInputs(seqlens_k, total, cos, sin, positions)
+        return AttentionInputs(last, total, seqlens_k, total_length, cos, sin, positions)
 
     def _rotary_caches(self) -> tuple[ir.Value, ir.Value]:
         arch = self.arch
@@ -245,9 +246,31 @@ class DecoderTemplate:
     def _head(self, hidden: ir.Value, attention: AttentionInputs, input_ids: ir.Value) -> ir.Value:
         """Logits (batch_size, sequence_length or 1, vocab_size)."""
         if self.last_token_logits:
-            last = self._constant("constants.last_token", [-1])
-            hidden = self._op("Gather", [hidden, last], LAST_TOKEN, axis=1)
+            hidden = self._last_token(hidden, attention, input_ids)
         return self._linear("lm_head", "/lm_head", hidden)
+
+    def _last_token(
+        self, hidden: ir.Value, attention: AttentionInputs, input_ids: ir.Value
+    ) -> ir.Value:
+        """The hidden state of each prompt's last token, (batch_size, 1, hidden_size).
+
+        onnxruntime-genai pads shorter prompts of a batch on the right. Where the provider has no
+        GatherND, the last position of the batch is taken, so there prompts must be equally long.
+        """
+        if "GatherND" not in kernels(self.target.execution_provider):
+            last = self._constant("constants.last_token", [-1])
+            return self._op("Gather", [hidden, last], LAST_TOKEN, axis=1)
+        base = "/lm_head/last_token"
+        index, zero = self._constant("constants.index", 1), self._constant("constants.zero", 0)
+        shape = self._op("Shape", [input_ids], f"{base}/Shape")
+        length = self._op("Gather", [shape, index], f"{base}/length", axis=0)
+        past = self._op("Sub", [attention.total, length], f"{base}/past")
+        place = self._op("Sub", [attention.last, past], f"{base}/Sub")
+        # While tokens are generated, a shorter prompt's count lags behind: its new token is at 0.
+        place = self._op("Max", [place, zero], f"{base}/Max")
+        axes = self._constant("constants.index_axes", [1, 2])
+        place = self._op("Unsqueeze", [place, axes], f"{base}/Unsqueeze")
+        return self._op("GatherND", [hidden, place], LAST_TOKEN, batch_dims=1)
 
     def _linear(self, canonical: str, name: str, hidden: ir.Value) -> ir.Value:
         return self._multiply([canonical], canonical, name, hidden)
@@ -368,19 +391,21 @@ class DecoderTemplate:
         )
 
 
+@dataclass(frozen=True)
 class AttentionInputs:
     """Values that every layer's attention shares."""
 
-    def __init__(
-        self,
-        seqlens_k: ir.Value,
-        total_length: ir.Value,
-        cos: ir.Value,
-        sin: ir.Value,
-        positions: ir.Value | None,
-    ) -> None:
-        self.seqlens_k, self.total_length = seqlens_k, total_length
-        self.cos, self.sin, self.positions = cos, sin, positions
+    last: ir.Value
+    """Place of each prompt's last token, int64 (batch_size)."""
+    total: ir.Value
+    """Tokens of the longest sequence with its past, int64."""
+    seqlens_k: ir.Value
+    """`last` as int32, which GroupQueryAttention takes."""
+    total_length: ir.Value
+    """`total` as int32."""
+    cos: ir.Value
+    sin: ir.Value
+    positions: ir.Value | None
 
 
 CONTRIB_OPS = frozenset(
