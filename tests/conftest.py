@@ -1,0 +1,95 @@
+"""What the tests share: tiny checkpoints in published form and recipes for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+"""Real configs, tokenizer and corpora, where they are laid beside the project."""
+
+TINY = {
+    "architectures": ["InternLM2ForCausalLM"],
+    "bias": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "max_position_embeddings": 128,
+    "model_type": "internlm2",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": None,
+    "rope_theta": 10000,
+    "tie_word_embeddings": False,
+    "vocab_size": 160,
+}
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the real data is not there: {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def make_recipe() -> Callable[..., Any]:
+    """A recipe with tiny synthetic weights: `make_recipe("quant=rtn", num_hidden_layers=1)`."""
+    from converter.cli.compose import compose_values
+    from converter.schema import parse_recipe
+
+    def make(*words: str, **config: Any) -> Any:
+        base = ["recipe=internlm2_1_8b_cpu_fp32", "source=synthetic", "source.dtype=float32"]
+        base += ["graph.last_token_logits=false", "verify=none"]
+        values = compose_values([*base, *words])
+        values["model"]["config"] = TINY | config
+        return parse_recipe(values)
+
+    return make
+
+
+@pytest.fixture
+def build(make_recipe: Callable[..., Any]) -> Callable[..., Any]:
+    """Run the passes up to `until` on a tiny recipe and give the last artifact."""
+    from converter.engine import Run
+    from converter.pass_registry import make_passes
+    from converter.staging import Staging
+
+    def run(*words: str, until: str = "graph", **config: Any) -> Any:
+        recipe = make_recipe(*words, **config)
+        artifact: Any = None
+        for item in make_passes(["load", "layout", "graph", "quantize"]):
+            if item.enabled(recipe):
+                artifact = item.run(artifact, Run(recipe, Staging.nowhere()))
+            if item.name == until:
+                break
+        return artifact
+
+    return run
+
+
+@pytest.fixture
+def tiny_checkpoint(tmp_path: Path, make_recipe: Callable[..., Any]) -> Callable[..., Path]:
+    """Write a tiny checkpoint folder in published form."""
+    from converter.sources.synthetic import open_synthetic, write_checkpoint
+
+    def write(name: str = "checkpoint", dtype: str = "float32", **config: Any) -> Path:
+        recipe = make_recipe(f"source.dtype={dtype}", **config)
+        folder = tmp_path / name
+        folder.mkdir()
+        write_checkpoint(open_synthetic(recipe.source, recipe.model, recipe.layout), folder)
+        return folder
+
+    return write

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from converter.engine import run_recipe
+from converter.errors import ConvertError
+from converter.hashing import hash_file
+from converter.pass_registry import make_passes
+from converter.recipe import Recipe
+from converter.weight import ComputedWeight
+
+
+def convert(recipe: Recipe, output: Path) -> Path:
+    recipe.output = str(output)
+    return run_recipe(recipe, make_passes(recipe.passes))
+
+
+def test_bytes_do_not_depend_on_threads(make_recipe: Callable[..., Any], tmp_path: Path) -> None:
+    folders = []
+    for threads in (1, 2, 5):
+        recipe = make_recipe("quant=rtn", "quant.embedding.block_size=32", f"threads={threads}")
+        folders.append(convert(recipe, tmp_path / str(threads)))
+    names = sorted(path.name for path in folders[0].iterdir())
+    for name in set(names) - {"convert.lock.json"}:
+        assert len({(folder / name).read_bytes() for folder in folders}) == 1, name
+    locks = [json.loads((folder / "convert.lock.json").read_text()) for folder in folders]
+    assert locks[0]["files"] == locks[1]["files"] == locks[2]["files"]
+
+
+def test_lock_file_states_sizes_hashes_versions_and_seconds(
+    tiny_checkpoint: Callable[..., Path], make_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    source = tiny_checkpoint()
+    recipe = make_recipe("source=checkpoint", f"source.path='{source}'")
+    folder = convert(recipe, tmp_path / "out")
+    lock = json.loads((folder / "convert.lock.json").read_text())
+    for path in folder.iterdir():
+        if path.name != "convert.lock.json":
+            entry = lock["files"][path.name]
+            assert entry == {"size": path.stat().st_size, "blake3": hash_file(path)}
+    assert lock["source"]["files"]["config.json"]["blake3"] == hash_file(source / "config.json")
+    assert "torch" in lock["versions"]
+    assert lock["seconds"].keys() >= {"load", "layout", "graph", "package"}
+
+
+def test_external_data_is_aligned_and_complete(
+    make_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    recipe = make_recipe(vocab_size=1600)
+    folder = convert(recipe, tmp_path / "out")
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    size = (folder / "model.onnx.data").stat().st_size
+    spans = []
+    for tensor in model.graph.initializer:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        if not entries:
+            continue
+        offset, length = int(entries["offset"]), int(entries["length"])
+        assert offset % (65536 if length >= 65536 else 64) == 0
+        spans.append((offset, offset + length))
+    spans.sort()
+    assert all(first[1] <= second[0] for first, second in zip(spans, spans[1:], strict=False))
+    assert spans[-1][1] == size
+
+
+def test_float_weights_are_written_transposed(
+    make_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    recipe = make_recipe()
+    folder = convert(recipe, tmp_path / "out")
+    model = onnx.load(folder / "model.onnx")
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    from converter.sources.synthetic import open_synthetic
+
+    checkpoint = open_synthetic(recipe.source, recipe.model, recipe.layout)
+    expected = checkpoint.tensors["model.layers.1.feed_forward.w2.weight"].read().numpy().T
+    assert np.array_equal(arrays["model.layers.1.mlp.down_proj.MatMul.weight"], expected)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("words", [[], ["quant=rtn"], ["quant=rtn", "quant.symmetric=false"]])
+def test_values_that_are_not_finite_name_their_tensor(
+    make_recipe: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bad: float,
+    words: list[str],
+) -> None:
+    from converter.sources import synthetic
+
+    made = synthetic.random_weight
+
+    def with_one_bad(seed: int, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+        weight = made(seed, name, shape, dtype)
+        if name != "model.layers.1.feed_forward.w3.weight":
+            return weight
+
+        def rows(start: int, stop: int) -> torch.Tensor:
+            tile = weight.rows(start, stop)
+            if start <= 5 < stop:
+                tile[5 - start, 3] = bad
+            return tile
+
+        return ComputedWeight(shape, dtype, rows, name)
+
+    monkeypatch.setattr(synthetic, "random_weight", with_one_bad)
+    recipe = make_recipe("quant.embedding.block_size=32", *words)
+    with pytest.raises(ConvertError, match=r"layers\.1\.feed_forward\.w3\.weight.*NaN"):
+        convert(recipe, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_past_the_range_of_fp16_are_an_error(
+    make_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from converter.sources import synthetic
+
+    made = synthetic.random_weight
+    monkeypatch.setattr(
+        synthetic, "random_weight", lambda *args: made(*args).scale_rows(torch.full((999,), 1e6))
+    )
+    with pytest.raises(ConvertError, match="target.float_type=fp32"):
+        convert(make_recipe("target=cuda"), tmp_path / "out")

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_graph import run_graph
+
+from converter.artifacts import MATRIX
+from converter.engine import check
+from converter.errors import ConvertError
+from converter.pass_registry import make_passes
+from converter.reference import Reference
+
+oracle = pytest.importorskip("onnxruntime.capi._pybind_state")
+
+
+def initializer(model: Any, name: str) -> np.ndarray:
+    return model.graph.initializers[name].const_value.numpy()
+
+
+@pytest.mark.parametrize(
+    ("bits", "block_size", "symmetric"),
+    [(4, 32, True), (4, 16, False), (8, 32, True), (8, 16, False)],
+)
+def test_codes_equal_onnxruntimes_quantizer(
+    build: Callable[..., Any], bits: int, block_size: int, symmetric: bool
+) -> None:
+    words = ["quant=rtn", f"quant.bits={bits}", f"quant.block_size={block_size}"]
+    words += [f"quant.symmetric={symmetric}".lower(), "quant.embedding.block_size=null"]
+    graph = build(*words, until="quantize")
+    for node in graph.model.graph:
+        if node.op_type != "MatMulNBits":
+            continue
+        names = [value.name for value in node.inputs[1:]]
+        matrix = node.metadata_props[MATRIX]
+        parts = ["q_proj", "k_proj", "v_proj"] if matrix.endswith("qkv_proj") else [""]
+        weights = graph.decoder.weights
+        stem = matrix.removesuffix("qkv_proj") if parts[0] else matrix
+        rows = torch.cat([weights[stem + part].read() for part in parts]).float()
+        count, columns = rows.shape
+        blocks = columns // block_size
+        codes = np.zeros((count, blocks, block_size * bits // 8), np.uint8)
+        scales = np.zeros(count * blocks, np.float32)
+        zero_points = np.zeros((count, (blocks * bits + 7) // 8), np.uint8)
+        getattr(oracle, f"quantize_matmul_{bits}bits")(
+            codes,
+            np.ascontiguousarray(rows.numpy().T),
+            scales,
+            zero_points,
+            block_size,
+            count,
+            columns,
+            symmetric,
+        )
+        expected = [codes, scales.reshape(count, blocks), zero_points]
+        for name, array in zip(names, expected, strict=False):
+            assert initializer(graph.model, name).tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["quant.bits=4"],
+        ["quant.bits=8", "quant.block_size=16"],
+        ["quant.symmetric=false"],
+        ["quant.lm_head.bits=16", "quant.embedding.bits=16"],
+        ["quant.lm_head.bits=8", "quant.embedding.bits=8", "quant.embedding.symmetric=false"],
+        ["target.packed_qkv=false"],
+    ],
+    ids=str,
+)
+def test_quantized_graph_computes_with_its_dequantized_weights(
+    build: Callable[..., Any], tmp_path: Path, words: list[str]
+) -> None:
+    """accuracy_level 1 computes in fp32, so runtime and reference agree to rounding."""
+    graph = build(
+        "quant=rtn", "quant.embedding.block_size=32", "quant.accuracy_level=1", *words,
+        until="quantize",
+    )
+    ids = torch.arange(3, 33)[None]
+    reference = Reference(graph.decoder.architecture, graph.shipped)
+    expected = reference.logits(reference.hidden_states(ids))
+    found = run_graph(graph.model, tmp_path, ids)
+    assert torch.allclose(found, expected, atol=2e-4)
+
+
+def test_matrices_left_out_stay_in_float(build: Callable[..., Any]) -> None:
+    words = ["quant=rtn", "quant.lm_head.bits=16", "quant.embedding.bits=16"]
+    graph = build(*words, until="quantize").model.graph
+    kinds = {node.metadata_props.get(MATRIX): node.op_type for node in graph}
+    assert kinds["lm_head"] == "MatMul"
+    assert kinds["embed_tokens"] == "Gather"
+    assert kinds["layers.0.qkv_proj"] == "MatMulNBits"
+
+
+def test_scales_have_the_graphs_float_type(build: Callable[..., Any]) -> None:
+    graph = build("quant=rtn", "target=cuda", until="quantize")
+    scales = [v for n, v in graph.model.graph.initializers.items() if n.endswith("_scales")]
+    assert scales
+    assert {str(value.dtype) for value in scales} == {"FLOAT16"}
+
+
+def test_a_block_size_that_does_not_divide_is_refused_with_every_matrix(
+    make_recipe: Callable[..., Any],
+) -> None:
+    recipe = make_recipe("quant=rtn", "quant.block_size=64", "verify=none")
+    with pytest.raises(ConvertError) as caught:
+        check(recipe, make_passes(recipe.passes), None)
+    text = str(caught.value)
+    assert "down_proj has 96 columns, which blocks of 64 do not divide" in text
+    assert "quant.block_size=32" in text
+
+
+def test_padding_makes_it_possible(build: Callable[..., Any], tmp_path: Path) -> None:
+    words = ["quant=rtn", "quant.block_size=64", "quant.pad_last_block=true"]
+    graph = build(*words, "quant.accuracy_level=1", until="quantize")
+    ids = torch.arange(3, 33)[None]
+    reference = Reference(graph.decoder.architecture, graph.shipped)
+    expected = reference.logits(reference.hidden_states(ids))
+    assert torch.allclose(run_graph(graph.model, tmp_path, ids), expected, atol=2e-4)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnxruntime_genai")
+
+from converter.engine import Pass, Run, run_recipe
+from converter.errors import ConvertError
+from converter.pass_registry import make_passes
+
+VERIFIED = ["verify=standard", "verify.new_tokens=6", "quant.embedding.block_size=32"]
+
+
+def convert(recipe: Any, output: Path, *between: Pass[Any, Any]) -> dict[str, Any]:
+    recipe.output = str(output)
+    *before, verify = make_passes(["load", "layout", "graph", "quantize", "package", "verify"])
+    run_recipe(recipe, [*before, *between, verify])
+    lock: dict[str, Any] = json.loads((output / "convert.lock.json").read_text())
+    return lock["facts"]["verify"]
+
+
+@pytest.mark.parametrize(
+    ("words", "limit"),
+    [
+        ([], 1e-5),
+        (["target=cuda"], 5e-3),
+        (["quant=rtn"], 5e-2),
+        (["quant=rtn", "quant.accuracy_level=1"], 1e-5),
+        (["target=cuda", "quant=rtn"], 5e-3),
+        (["graph.last_token_logits=true"], 1e-5),
+        (["graph.context_length=300", "verify.new_tokens=150"], 1e-5),
+    ],
+    ids=str,
+)
+def test_a_right_folder_passes(
+    make_recipe: Callable[..., Any], tmp_path: Path, words: list[str], limit: float
+) -> None:
+    config = {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    recipe = make_recipe(*VERIFIED, *words, **config)
+    assert convert(recipe, tmp_path / "out", *[])["relative_error"] < limit
+
+
+def test_a_large_folder_is_compared_on_its_first_layers(
+    make_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    recipe = make_recipe(*VERIFIED, "quant=rtn", "verify.max_bytes=1000", num_hidden_layers=4)
+    facts = convert(recipe, tmp_path / "out")
+    assert facts["compared"] == "hidden states after 2 layers"
+    assert facts["relative_error"] < 5e-2
+    assert not list((tmp_path / "out").glob("first_layers*"))
+
+
+class Damage(Pass[Any, Any]):
+    """Overwrites some bytes of the data file, as a bad disk would."""
+
+    name = "damage"
+    takes = gives = object
+
+    def run(self, artifact: Any, run: Run) -> Any:
+        path = artifact.folder / "model.onnx.data"
+        data = bytearray(path.read_bytes())
+        middle = len(data) // 2
+        data[middle : middle + 4096] = bytes(range(256)) * 16
+        path.write_bytes(data)
+        return artifact
+
+
+@pytest.mark.parametrize("words", [["quant=rtn"], ["quant=rtn", "verify.max_bytes=1000"]])
+def test_a_damaged_folder_is_not_published(
+    make_recipe: Callable[..., Any], tmp_path: Path, words: list[str]
+) -> None:
+    recipe = make_recipe(*VERIFIED, *words, num_hidden_layers=3)
+    damage = Damage()
+    from converter.artifacts import Package
+
+    Damage.takes = Damage.gives = Package
+    with pytest.raises(ConvertError, match=r"verify: .* differ from the reference"):
+        convert(recipe, tmp_path / "out", damage)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_precision_without_tolerance_is_refused_before_the_work(
+    make_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    recipe = make_recipe(*VERIFIED)
+    recipe.verify.max_error.pop("fp32")
+    with pytest.raises(ConvertError, match="no tolerance for fp32"):
+        convert(recipe, tmp_path / "out")
