@@ -20,10 +20,11 @@ import onnx_ir.passes.common as ir_passes
 import torch
 
 from converter.artifacts import Package
+from converter.cpu_model import widen
 from converter.decoder import Decoder
 from converter.engine import Pass, Run
 from converter.errors import ConvertError, Problem
-from converter.model_writer import MODEL_FILE
+from converter.model_writer import DATA_FILE, MODEL_FILE
 from converter.recipe import Recipe
 from converter.reference import Reference
 
@@ -108,7 +109,7 @@ def compare_generation(package: Package, recipe: Recipe) -> Comparison:
     """Generate with onnxruntime-genai on the CPU; compare the logits of every step."""
     with TemporaryDirectory(dir=package.folder.parent, prefix=".verify-") as name:
         folder = cpu_copy(package.folder, Path(name))
-        prompt = _prompt_tokens(package, recipe, folder)
+        prompt = prompt_tokens(package, recipe, folder)
         tokens, found = generate(folder, prompt, recipe.verify.new_tokens)
     reference = _reference(package, recipe)
     hidden = reference.hidden_states(torch.tensor([tokens[:-1]]))
@@ -136,9 +137,16 @@ def compare_first_layers(package: Package, recipe: Recipe, layers: int) -> Compa
 
 
 def cpu_copy(folder: Path, target: Path) -> Path:
-    """A folder of links to `folder` that runs on the CPU whatever its provider is."""
+    """A folder of links to `folder` that runs on the CPU whatever its provider and type are."""
+    model = ir.load(folder / MODEL_FILE)
+    own = {"genai_config.json"}
+    if widen(model):
+        own |= {MODEL_FILE, DATA_FILE}
+        ir.save(model, target / MODEL_FILE)
+        # onnxruntime refuses a data file that is a link out of the model's folder.
+        os.link(folder / DATA_FILE, target / DATA_FILE)
     for path in folder.iterdir():
-        if path.name != "genai_config.json":
+        if path.name not in own:
             os.symlink(path, target / path.name)
     config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
     config["model"]["decoder"]["session_options"]["provider_options"] = []
@@ -173,7 +181,8 @@ def _reference(package: Package, recipe: Recipe) -> Reference:
     return Reference(arch, graph.shipped, cache_length=graph.context_length if longer else None)
 
 
-def _prompt_tokens(package: Package, recipe: Recipe, folder: Path) -> list[int]:
+def prompt_tokens(package: Package, recipe: Recipe, folder: Path) -> list[int]:
+    """Token ids of the recipe's prompt; `folder` is the package in a form that runs here."""
     vocab_size = package.graph.decoder.architecture.vocab_size
     if not (package.folder / "tokenizer.json").is_file():
         return _spread_ids(vocab_size, 8)
@@ -200,6 +209,7 @@ def _cut_model(path: Path, cut: Path, layers: int) -> None:
     ir_passes.RemoveUnusedNodesPass()(model)
     used = {value.name for item in model.graph for value in item.inputs if value is not None}
     model.graph.inputs[:] = [value for value in model.graph.inputs if value.name in used]
+    widen(model)
     ir.save(model, cut)
 
 
