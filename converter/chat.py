@@ -58,25 +58,25 @@ class ChatSession:
         config, tokenizer_config = _read_configs(folder)
         self.has_template = "chat_template" in tokenizer_config
         raise_if(_system_problems(folder, system, self.has_template))
-        import onnxruntime_genai
-
         self.options = options or ChatOptions()
         self._search = self.options.search(config["context_length"])
         self._bos = [config["bos_token_id"]] if tokenizer_config.get("add_bos_token") else []
-        self._model = onnxruntime_genai.Model(str(folder))
-        self._tokenizer = onnxruntime_genai.Tokenizer(self._model)
+        self._runtime, self._model = _load_model(folder)
+        self._tokenizer = self._runtime.Tokenizer(self._model)
         self._stops = frozenset(self._tokenizer.eos_token_ids)
+        self._goes_back = "dml" not in _providers(config)
         self._opening = [] if system is None else [{"role": "system", "content": system}]
         self.reset()
 
     def reset(self) -> None:
         """Forget the conversation; the system prompt stays."""
-        import onnxruntime_genai
-
-        params = onnxruntime_genai.GeneratorParams(self._model)
-        params.set_search_options(**self._search)
-        self._generator = onnxruntime_genai.Generator(self._model, params)
+        self._generator = self._new_generator()
         self.messages = list(self._opening)
+
+    def _new_generator(self) -> Any:
+        params = self._runtime.GeneratorParams(self._model)
+        params.set_search_options(**self._search)
+        return self._runtime.Generator(self._model, params)
 
     def ask(self, prompt: str) -> Iterator[str]:
         """Yield the answer to `prompt` piece by piece, each valid text.
@@ -113,15 +113,26 @@ class ChatSession:
                     f"Start over ({RESET_COMMAND}), or allow more with max_length.",
                 )
             )
-        held = self._generator.token_count()
-        known = list(map(int, self._generator.get_sequence(0))) if held else []
-        shared = _common_prefix(known, ids)
-        if held:
-            # The runtime has not yet computed the last token's keys and values, and appending would
-            # leave a hole for them; it can go back to what lies before the last computed token.
-            shared = min(shared, held - 2, len(ids) - 1)
-            self._generator.rewind_to(shared)
+        shared = self._go_back_to_shared(ids)
         self._generator.append_tokens(ids[shared:])
+
+    def _go_back_to_shared(self, ids: list[int]) -> int:
+        """How many of `ids` the generator holds, after it forgot all else.
+
+        onnxruntime-genai has not yet computed keys and values of the last token that it generated;
+        appending to it leaves a hole there and gives wrong logits. So that token is taken back, and
+        one more, as it only goes back to before a computed one. On DirectML it cannot go back.
+        """
+        held = int(self._generator.token_count())
+        if not held:
+            return 0
+        if not self._goes_back:
+            self._generator = self._new_generator()
+            return 0
+        known = list(map(int, self._generator.get_sequence(0)))
+        shared = max(0, min(_common_prefix(known, ids), held - 2, len(ids) - 1))
+        self._generator.rewind_to(shared)
+        return shared
 
     def _generate(self) -> Iterator[str]:
         stream = self._tokenizer.create_stream()
@@ -198,6 +209,32 @@ def _read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             )
     raise_if(problems)
     return found[0]["model"], found[1]
+
+
+def _load_model(folder: Path) -> tuple[Any, Any]:
+    """The module onnxruntime_genai and its model of `folder`."""
+    try:
+        import onnxruntime_genai
+
+        return onnxruntime_genai, onnxruntime_genai.Model(str(folder))
+    except ImportError:
+        problem = Problem(
+            "onnxruntime-genai is not installed",
+            "the runtime of the converted model",
+            'Type: pip install "convert-genai[cpu]" (or [cuda]).',
+        )
+    except Exception as error:  # onnxruntime-genai raises bare exceptions of several types
+        problem = Problem(
+            f"onnxruntime-genai cannot load {folder}: {error}",
+            "a folder for a provider that this machine has",
+            "Convert for this machine, for example with target=cpu.",
+        )
+    raise ConvertError(problem)
+
+
+def _providers(config: dict[str, Any]) -> set[str]:
+    session_options = config["decoder"].get("session_options", {})
+    return {name for entry in session_options.get("provider_options", ()) for name in entry}
 
 
 def _system_problems(folder: Path, system: str | None, has_template: bool) -> list[Problem]:

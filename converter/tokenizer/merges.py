@@ -56,7 +56,7 @@ def split_pattern(pieces: Iterable[str]) -> str:
     """The regular expression for a top-level `Split` pre-tokenizer that no piece is cut by.
 
     onnxruntime-genai needs one: without, it splits as GPT-4's tokenizer does, and other ids follow.
-    It matches with std::regex, whose recursion overflows the stack on a match of about 24 kB, so
+    It matches with std::regex, whose recursion overflows the stack on a match of 20 to 30 kB, so
     that `WHOLE_TEXT_PATTERN` kills the process on a long prompt; its BPE is also quadratic in the
     length of a match. `SAFE_SPLIT_PATTERN` has neither fault and is used when the vocabulary
     allows it: when no piece holds a pair of characters that the pattern parts.

@@ -7,8 +7,10 @@ SentencePiece gives. What remains different, because the runtime cannot do other
   0.2.0; sentencepiece 0.2.3 gives the byte piece 3; onnxruntime-genai reads C strings and stops.
 - Text that spells a special token, `<s>` or `<|im_end|>`, becomes that token, because chat
   templates write them as text. SentencePiece itself never makes a CONTROL piece out of text.
-- onnxruntime-genai overflows its stack on a run of about 8 kB (at worst) to 24 kB without any
-  space, digit or line break.
+- onnxruntime-genai overflows its stack on a run of about 20 kB without any space, digit or line
+  break (measured with Linux's usual 8 MB of stack).
+- A model with a dummy prefix (Llama's, not InternLM2's): onnxruntime-genai keeps the prefix's space
+  when it decodes, and the prefix follows a special token where SentencePiece puts it first.
 """
 
 from __future__ import annotations

@@ -265,6 +265,23 @@ def test_a_conversation_that_does_not_fit_is_refused_and_can_go_on(
     assert "".join(session.ask("Hello"))
 
 
+def test_a_runtime_that_cannot_go_back_answers_alike(chat_folder: Path) -> None:
+    session, again = (
+        ChatSession(chat_folder, options=OPTIONS),
+        ChatSession(chat_folder, options=OPTIONS),
+    )
+    again._goes_back = False  # as on DirectML
+    for prompt in ("Hello", "again", "Hello"):
+        assert "".join(session.ask(prompt)) == "".join(again.ask(prompt))
+
+
+def test_a_model_that_does_not_load_is_named(chat_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(chat_folder, tmp_path / "broken")
+    (folder / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(ConvertError, match="cannot load"):
+        ChatSession(folder)
+
+
 @pytest.mark.parametrize("unit", ["a", "\u4e2d", "\u201c"])
 def test_text_that_would_overflow_the_runtime_is_refused(chat_folder: Path, unit: str) -> None:
     session = ChatSession(chat_folder, options=OPTIONS)

@@ -223,7 +223,7 @@ def test_special_tokens_are_at_their_places(chat: Readers, base: Readers) -> Non
 
 
 def test_prompts_longer_than_the_stack_of_std_regex_allows(base: Readers) -> None:
-    """The pattern that splits nothing ends the process at 24 kB; these have 400 kB and 1 MB."""
+    """The pattern that splits nothing ends the process at 30 kB; these have 400 kB."""
     names = ("wiki.test.raw", "debian_handbook.zh-CN.txt")
     base.assert_same_ids([(DATA / "corpora" / name).read_text("utf-8")[:400_000] for name in names])
 
