@@ -153,6 +153,21 @@ class VerifyConfig:
 
 
 @dataclass
+class EvaluateConfig:
+    """Measuring how far the finished folder is from the float32 model."""
+
+    enabled: bool = False
+    text: str = "builtin"
+    """What both read: `builtin`, a text file, a .jsonl file of chats, or a folder of those."""
+    n_ctx: int = 512
+    """Tokens of a chunk; the second half is scored."""
+    max_chunks: int | None = 24
+    """Chunks taken from the start of the text; null means all."""
+    max_kld: float | None = None
+    """Largest mean KL divergence, in nats per token; a folder above it is not published."""
+
+
+@dataclass
 class OlivePassConfig:
     """One pass of Olive."""
 
@@ -210,6 +225,7 @@ class Recipe:
     quant: QuantConfig = field(default_factory=QuantConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     olive: OliveConfig = field(default_factory=OliveConfig)
 
@@ -224,10 +240,32 @@ def impossible_values(recipe: Recipe) -> Iterator[Problem]:
             "a positive number of tokens, or null for max_position_embeddings",
             "set graph.context_length=4096",
         )
+    yield from _evaluate_problems(recipe.evaluate)
     yield from _benchmark_problems(recipe.benchmark)
     if recipe.threads is not None and recipe.threads < 1:
         yield Problem(
             f"threads={recipe.threads}.", "at least 1, or null for all cores", "threads=2"
+        )
+
+
+def _evaluate_problems(evaluate: EvaluateConfig) -> Iterator[Problem]:
+    if evaluate.n_ctx < 4:
+        yield Problem(
+            f"evaluate.n_ctx={evaluate.n_ctx}.",
+            "chunks of at least 4 tokens",
+            "set evaluate.n_ctx=512",
+        )
+    if evaluate.max_chunks is not None and evaluate.max_chunks < 1:
+        yield Problem(
+            f"evaluate.max_chunks={evaluate.max_chunks}.",
+            "at least 1, or null for the whole text",
+            "set evaluate.max_chunks=24",
+        )
+    if evaluate.max_kld is not None and not evaluate.enabled:
+        yield Problem(
+            f"evaluate.max_kld={evaluate.max_kld}, and the recipe does not evaluate.",
+            "a measurement to compare it with",
+            "add evaluate=standard",
         )
 
 

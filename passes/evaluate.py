@@ -1,0 +1,107 @@
+"""evaluate: how far the folder's next-token distributions are from the float32 model's.
+
+The reference runs on the source's own weights, before any quantization; the folder runs through
+onnxruntime on the CPU as it ships. The statistics are llama.cpp's (converter/evaluation.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+
+from converter.artifacts import Package
+from converter.calibration_text import load_text
+from converter.decoder import Decoder
+from converter.engine import Pass, Run
+from converter.errors import ConvertError, Problem
+from converter.evaluation import Estimate
+from converter.folder_evaluation import evaluate_folder, folder_chunks, write_report
+from converter.recipe import Recipe
+from converter.reference_logits import stored_reference
+
+RUNTIME = "onnxruntime"
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+
+
+class Evaluate(Pass[Package, Package]):
+    """Measures KL divergence and perplexity; publishes only a folder within the recipe's limit."""
+
+    name = "evaluate"
+    takes = Package
+    gives = Package
+    slot = "evaluate"
+    guarantees = ("the mean KL divergence from the float32 model is at most evaluate.max_kld",)
+
+    def __init__(self) -> None:
+        self._summary = ""
+
+    def enabled(self, recipe: Recipe) -> bool:
+        return recipe.evaluate.enabled
+
+    def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
+        if find_spec(RUNTIME) is None:
+            yield Problem(
+                "onnxruntime is not installed, and the recipe evaluates the result.",
+                "a runtime to run the folder with",
+                "pip install 'convert-genai[cpu]', or add evaluate=none",
+            )
+        if decoder is not None:
+            yield from _tokenizer_problems(decoder)
+            yield from _length_problems(recipe, decoder)
+        try:
+            load_text(recipe.evaluate.text, half="evaluation")
+        except ConvertError as error:
+            yield from error.problems
+
+    def run(self, artifact: Package, run: Run) -> Package:
+        recipe, decoder = run.recipe, artifact.graph.decoder
+        chunks = folder_chunks(artifact.folder, recipe.evaluate)
+        advance = run.progress.advance
+        reference = stored_reference(decoder, recipe.layout, chunks, advance)
+        evaluation = evaluate_folder(
+            artifact.folder, recipe.evaluate.text, chunks, reference, advance, recipe.threads
+        )
+        found = evaluation.statistics
+        self._summary = (
+            f"mean KL divergence {found.kld} nats, same top token {100 * found.same_top.value:.1f} "
+            f"%, perplexity {found.ppl.value:.3f} (float {found.ppl_reference.value:.3f})"
+        )
+        run.facts[self.name] = evaluation.facts()
+        _check_limit(found.kld, recipe.evaluate.max_kld)
+        write_report(artifact.folder, recipe.name, evaluation)
+        return artifact
+
+    def summary(self, given: Package) -> str:
+        return self._summary
+
+
+def _tokenizer_problems(decoder: Decoder) -> Iterator[Problem]:
+    folder = decoder.checkpoint.folder
+    if folder is None or not any((folder / name).is_file() for name in TOKENIZERS):
+        yield Problem(
+            "The source has no tokenizer, and the recipe evaluates on text.",
+            f"{' or '.join(TOKENIZERS)} beside the weights",
+            "fetch the tokenizer, or add evaluate=none",
+        )
+
+
+def _length_problems(recipe: Recipe, decoder: Decoder) -> Iterator[Problem]:
+    length = recipe.graph.context_length or decoder.architecture.max_position_embeddings
+    if recipe.evaluate.n_ctx > length:
+        yield Problem(
+            f"evaluate.n_ctx={recipe.evaluate.n_ctx}, and the graph holds {length} positions.",
+            "chunks that fit into the context length",
+            f"set evaluate.n_ctx={length}, or a larger graph.context_length",
+        )
+
+
+def _check_limit(kld: Estimate, limit: float | None) -> None:
+    if limit is not None and not kld.value <= limit:
+        raise ConvertError(
+            Problem(
+                f"The mean KL divergence from the float32 model is {kld} nats per token.",
+                f"at most {limit} (evaluate.max_kld)",
+                "quantize with less error (quant=best, quant.block_size=32, "
+                "quant.lm_head.bits=8), or raise evaluate.max_kld",
+            )
+        )
