@@ -44,8 +44,12 @@ class Pass(ABC, Generic[Taken, Given]):
     takes: ClassVar[type]
     """Type of the artifact that `run` takes; `type(None)` for the first pass."""
     gives: ClassVar[type]
+    slot: ClassVar[str] = ""
+    """The recipe's slot with this pass's settings: a built-in one, or one of `convert.slots`."""
+    guarantees: ClassVar[tuple[str, ...]] = ()
+    """What holds when the pass has not raised; the documentation lists it."""
     headers_only: ClassVar[bool] = False
-    """`run` reads headers, not weights, and so takes part in the check before the work."""
+    """`preview` reads headers, not weights, and so takes part in the check before the work."""
 
     def enabled(self, recipe: Recipe) -> bool:
         """Whether the recipe wants this pass; a pass left out is skipped silently."""
@@ -61,6 +65,10 @@ class Pass(ABC, Generic[Taken, Given]):
     @abstractmethod
     def run(self, artifact: Taken, run: Run) -> Given:
         """Do the work. Raises ConvertError with what is wrong."""
+
+    def preview(self, artifact: Taken, run: Run) -> Given:
+        """What `run` will give, from headers alone; for a pass whose `run` does more than that."""
+        return self.run(artifact, run)
 
     def ensures(self, given: Given, run: Run) -> Iterable[Problem]:
         """What is wrong with the pass's own result."""
@@ -107,7 +115,7 @@ def check(recipe: Recipe, passes: Sequence[Pass[Any, Any]], output: Path | None)
         if not item.headers_only:
             break
         try:
-            artifact = item.run(artifact, dry)
+            artifact = item.preview(artifact, dry)
         except ConvertError as error:
             problems += error.problems
             break

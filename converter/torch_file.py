@@ -75,7 +75,7 @@ def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"(?:GLOBAL|Unsupported (?:class|operand|global):?) ([\w.]+)", str(error))
+        wanted = re.search(r"(?:GLOBAL|Unsupported (?:class|global):?) ([\w.]+)", str(error))
         what = f" ({wanted[1]})" if wanted else ""
         raise ConvertError(
             Problem(

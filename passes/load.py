@@ -1,4 +1,4 @@
-"""load: open the checkpoint that the recipe names, reading headers only."""
+"""load: open the checkpoint that the recipe names; a repository on the hub is fetched first."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from converter.engine import Pass, Run
 from converter.errors import ConvertError, Problem
 from converter.progress import format_bytes
 from converter.recipe import Recipe
+from converter.sources.hub import open_hub, preview_hub
 from converter.sources.local import open_local
 from converter.sources.synthetic import open_synthetic
 
 
 class Load(Pass[None, Checkpoint]):
-    """Opens a local folder, the built-in demo, or synthetic weights."""
+    """Opens a local folder, a repository on the hub, the built-in demo, or synthetic weights."""
 
     name = "load"
     takes = type(None)
@@ -26,7 +27,18 @@ class Load(Pass[None, Checkpoint]):
     headers_only = True
 
     def run(self, artifact: None, run: Run) -> Checkpoint:
-        recipe = run.recipe
+        source = run.recipe.source
+        if _on_hub(run.recipe) and source.repo:
+            return open_hub(source.repo, source.revision, run.progress.advance)
+        return self._open_here(run.recipe)
+
+    def preview(self, artifact: None, run: Run) -> Checkpoint:
+        source = run.recipe.source
+        if _on_hub(run.recipe) and source.repo:
+            return preview_hub(source.repo, source.revision, run.recipe.layout)
+        return self._open_here(run.recipe)
+
+    def _open_here(self, recipe: Recipe) -> Checkpoint:
         if recipe.source.kind == "demo":
             return open_local(demo_folder(), {"kind": "demo"})
         if recipe.source.kind == "synthetic":
@@ -51,6 +63,10 @@ class Load(Pass[None, Checkpoint]):
         return f"{len(given.tensors)} tensors, {format_bytes(total)}"
 
 
+def _on_hub(recipe: Recipe) -> bool:
+    return recipe.source.kind == "checkpoint" and recipe.source.path is None
+
+
 def demo_folder() -> Path:
     """Folder of the built-in demo model."""
     folder: Any = files("converter") / "data" / "demo"
@@ -60,7 +76,7 @@ def demo_folder() -> Path:
 def _no_path(recipe: Recipe) -> Problem:
     return Problem(
         "The recipe names no checkpoint.",
-        "a local folder, the demo or synthetic weights",
-        f"convert recipe={recipe.name} source.path=FOLDER "
+        "a local folder, a repository on the hub, the demo or synthetic weights",
+        f"convert recipe={recipe.name} source.path=FOLDER, or source.repo=OWNER/NAME "
         f"(or source=synthetic to try the recipe without a checkpoint)",
     )

@@ -1,4 +1,4 @@
-"""A checkpoint in a local folder: safetensors or PyTorch's .bin, one file or shards with an index."""
+"""A checkpoint in a local folder: safetensors or .bin files, one or shards with an index."""
 
 from __future__ import annotations
 
