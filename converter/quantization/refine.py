@@ -74,7 +74,7 @@ class _State:
         codes = quantized.codes.flatten(1)[:, : self.columns].t()
         self.integers = codes.to(torch.float32) - self._per_input(self.zero)
         self.weight = weight.t().contiguous()
-        self.descent = hessian @ self.difference()
+        self.descent = hessian @ self.difference()  # H Δᵀ, kept up to date
 
     def _per_input(self, values: Tensor) -> Tensor:
         return values.repeat_interleave(self.form.block_size, 0)[: self.columns]
@@ -85,8 +85,7 @@ class _State:
 
     def error(self) -> Tensor:
         """Each row's share of tr(ΔW H ΔWᵀ), [N]."""
-        difference = self.difference()
-        return (difference * (self.hessian @ difference)).sum(0)
+        return (self.difference() * self.descent).sum(0)
 
     def fit_scales(self, scale_dtype: torch.dtype) -> None:
         """Minimise over each block's scale in turn: s += z·(H Δ) / z·H z."""
