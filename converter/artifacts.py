@@ -26,21 +26,33 @@ MATRIX = "convert.matrix"
 
 
 class WeightTensor(ir.LazyTensor):
-    """An ONNX initializer that is a lazy `Weight`; values are computed when they are asked for."""
+    """An ONNX initializer that is a lazy `Weight`; values are computed when they are asked for.
 
-    def __init__(self, name: str, weight: Weight) -> None:
-        dtype = IR_DTYPES[weight.dtype]
+    `dtype` and `shape` say how the weight's bytes are to be understood, when not as they are: two
+    four-bit values in a byte, or a matrix of blocks as one of rows.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weight: Weight,
+        dtype: ir.DataType | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        dtype, shape = dtype or IR_DTYPES[weight.dtype], shape or weight.shape
         super().__init__(
-            lambda: _read(name, weight), dtype=dtype, shape=ir.Shape(weight.shape), name=name
+            lambda: _read(name, weight, dtype, shape), dtype=dtype, shape=ir.Shape(shape), name=name
         )
         self.weight = weight
 
 
-def _read(name: str, weight: Weight) -> ir.TensorProtocol:
+def _read(
+    name: str, weight: Weight, dtype: ir.DataType, shape: tuple[int, ...]
+) -> ir.TensorProtocol:
     content = weight.read().contiguous().flatten().view(torch.uint8).numpy()
-    dtype = IR_DTYPES[weight.dtype]
-    array = content.view(dtype.numpy()).reshape(weight.shape)
-    return ir.Tensor(array, dtype=dtype, name=name)
+    if dtype.bitwidth < 8:
+        return ir.PackedTensor(content, dtype, shape=ir.Shape(shape), name=name)
+    return ir.Tensor(content.view(dtype.numpy()).reshape(shape), dtype=dtype, name=name)
 
 
 @dataclass(frozen=True)

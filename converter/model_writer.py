@@ -7,7 +7,7 @@ threads and written at their offsets; the bytes do not depend on the number of t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +37,25 @@ class Place:
 
 def place_tensors(tensors: Mapping[str, Weight]) -> dict[str, Place]:
     """Offsets of the tensors in the data file, in their order, aligned for memory mapping."""
-    places, end = {}, 0
+    places: dict[str, Place] = {}
+    stored: dict[Hashable, Place] = {}
+    end = 0
     for name, weight in tensors.items():
+        if storage_key(weight) in stored:  # tied weights lie in the file once
+            places[name] = stored[storage_key(weight)]
+            continue
         alignment = PAGE_ALIGNMENT if weight.nbytes >= PAGE_ALIGNMENT else SMALL_ALIGNMENT
         offset = -(-end // alignment) * alignment
-        places[name] = Place(offset, weight.nbytes)
+        places[name] = stored[storage_key(weight)] = Place(offset, weight.nbytes)
         end = offset + weight.nbytes
     return places
+
+
+def storage_key(weight: Weight) -> Hashable:
+    """Equal for weights that are the same bytes of the data file."""
+    if isinstance(weight, GroupPart):
+        return (id(weight.group), weight.name)
+    return id(weight)
 
 
 def model_weights(model: ir.Model) -> dict[str, Weight]:
@@ -92,7 +104,7 @@ def write_model(
         _run_tasks(tasks, threads or os.cpu_count() or 1, total, advance)
     finally:
         os.close(descriptor)
-    _write_graph(model, folder, weights, places)
+    _write_graph(model, folder, places)
     return total
 
 
@@ -115,7 +127,11 @@ def _tasks(
     weights: Mapping[str, Weight], places: Mapping[str, Place], descriptor: int
 ) -> Iterator[_Task]:
     grouped: dict[int, tuple[RowGroup, dict[str, int]]] = {}
+    seen: set[Hashable] = set()
     for name, weight in weights.items():
+        if storage_key(weight) in seen:
+            continue
+        seen.add(storage_key(weight))
         if isinstance(weight, GroupPart):
             grouped.setdefault(id(weight.group), (weight.group, {}))[1][weight.name] = places[
                 name
@@ -174,22 +190,20 @@ def _run_tasks(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _write_graph(
-    model: ir.Model, folder: Path, weights: Mapping[str, Weight], places: Mapping[str, Place]
-) -> None:
+def _write_graph(model: ir.Model, folder: Path, places: Mapping[str, Place]) -> None:
     """Save the graph with references into the data file; the given model stays lazy."""
     lazy = {}
     for name, place in places.items():
         value = model.graph.initializers[name]
         tensor = value.const_value
-        assert tensor is not None
+        assert isinstance(tensor, WeightTensor)
         lazy[name] = tensor
         value.const_value = ir.ExternalTensor(
             DATA_FILE,
             place.offset,
             place.nbytes,
             tensor.dtype,
-            shape=ir.Shape(weights[name].shape),
+            shape=tensor.shape,
             name=name,
             base_dir=folder,
         )

@@ -19,8 +19,9 @@ class QuantizedMatrix(RowGroup):
 
     Parts, packed codes first as the operators take them:
         codes uint8 (N, blocks, block_size · bits / 8), or (N, blocks · block_size · bits / 8) when
-        `flat`; scales (N, blocks) in `scale_dtype`; zero_points uint8 (N, ceil(blocks · bits / 8)),
-        only when asymmetric.
+        `flat`: numbers around 2^(bits-1) or, when `signed`, two's complement around 0;
+        scales (N, blocks) in `scale_dtype`; zero_points uint8 (N, ceil(blocks · bits / 8)), only
+        when asymmetric.
     """
 
     def __init__(
@@ -30,9 +31,12 @@ class QuantizedMatrix(RowGroup):
         scale_dtype: torch.dtype,
         rounding: Rounding | None = None,
         flat: bool = False,
+        signed: bool = False,
     ) -> None:
         self.source, self.form, self.label = source, form, source.label
         self._scale_dtype, self._flat = scale_dtype, flat
+        # Flipping each code's highest bit turns an excess code into two's complement.
+        self._flip = {4: 0x88, 8: 0x80}[form.bits] if signed else 0
         self._rounding = rounding or (lambda start, stop: self._round(start, stop))
 
     @property
@@ -55,7 +59,7 @@ class QuantizedMatrix(RowGroup):
         scales = found.scales.to(self._scale_dtype)
         if not bool(torch.isfinite(scales).all()):
             raise ConvertError(not_finite(self.label, scales.dtype))
-        codes = pack(found.codes, self.form.bits)
+        codes = pack(found.codes, self.form.bits) ^ self._flip
         parts = {"codes": codes.flatten(1) if self._flat else codes, "scales": scales}
         if found.zero_points is not None:
             parts["zero_points"] = pack(found.zero_points, self.form.bits)

@@ -192,8 +192,8 @@ class DecoderTemplate:
 
     def _embedding(self, input_ids: ir.Value) -> ir.Value:
         table = self.decoder.weights["embed_tokens"].cast(self.float_type)
-        weight = self._initializer("model.embed_tokens.weight", table)
-        hidden = self._op("Gather", [weight, input_ids], "/model/embed_tokens/Gather")
+        self.table = self._initializer("model.embed_tokens.weight", table)
+        hidden = self._op("Gather", [self.table, input_ids], "/model/embed_tokens/Gather")
         self._mark(hidden, "embed_tokens")
         return hidden
 
@@ -247,7 +247,14 @@ class DecoderTemplate:
         """Logits (batch_size, sequence_length or 1, vocab_size)."""
         if self.last_token_logits:
             hidden = self._last_token(hidden, attention, input_ids)
-        return self._linear("lm_head", "/lm_head", hidden)
+        weights = self.decoder.weights
+        tied = weights["lm_head"] is weights["embed_tokens"]
+        if not tied or "FusedMatMul" not in kernels(self.target.execution_provider):
+            return self._linear("lm_head", "/lm_head", hidden)
+        # FusedMatMul turns the embedding as it multiplies, so that it is stored once.
+        logits = self._op("FusedMatMul", [hidden, self.table], "/lm_head/MatMul", transB=1)
+        self._mark(logits, "lm_head")
+        return logits
 
     def _last_token(
         self, hidden: ir.Value, attention: AttentionInputs, input_ids: ir.Value
@@ -409,5 +416,10 @@ class AttentionInputs:
 
 
 CONTRIB_OPS = frozenset(
-    {"GroupQueryAttention", "RotaryEmbedding", "SkipSimplifiedLayerNormalization"}
+    {
+        "FusedMatMul",
+        "GroupQueryAttention",
+        "RotaryEmbedding",
+        "SkipSimplifiedLayerNormalization",
+    }
 )

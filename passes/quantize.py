@@ -20,6 +20,7 @@ from converter.quantization.rtn import BlockFormat
 from converter.quantized import QuantizedMatrix
 from converter.recipe import LEFT_IN_FLOAT, QuantConfig, Recipe, TargetConfig
 from converter.weight import CastWeight, Weight
+from passes.graph import kernel_problems
 
 CONTRIB = "com.microsoft"
 
@@ -40,16 +41,23 @@ class Quantize(Pass[Graph, Graph]):
 
     def run(self, artifact: Graph, run: Run) -> Graph:
         quant, target = run.recipe.quant, run.recipe.target
-        shipped = dict(artifact.shipped)
+        shipped, tied = dict(artifact.shipped), tied_format(quant, artifact.decoder)
+        table: QuantizedMatrix | None = None
         for node in list(artifact.model.graph):
             matrix = node.metadata_props.get(MATRIX)
             if matrix is None:
                 continue
-            form = matrix_format(matrix, quant)
-            if form is not None:
-                made = _replace(artifact.model.graph, node, form, quant, target)
-                shipped |= split_rows(matrix, made.dequantized(), artifact.decoder)
+            form = tied if matrix == "embed_tokens" and tied else matrix_format(matrix, quant)
+            if form is None:
+                continue
+            shared = table if matrix == "lm_head" and tied else None
+            made = _replace(artifact.model.graph, node, form, quant, target, shared)
+            shipped |= split_rows(matrix, made.dequantized(), artifact.decoder)
+            table = made if matrix == "embed_tokens" else table
         return dataclasses.replace(artifact, shipped=shipped)
+
+    def ensures(self, given: Graph, run: Run) -> Iterable[Problem]:
+        return kernel_problems(given.model, run.recipe.target)
 
     def summary(self, given: Graph) -> str:
         kinds = [node.op_type for node in given.model.graph]
@@ -67,6 +75,18 @@ def matrix_format(matrix: str, quant: QuantConfig) -> BlockFormat | None:
         return None
     symmetric = quant.symmetric if own is None or own.symmetric is None else own.symmetric
     return BlockFormat(bits, (own.block_size if own else None) or quant.block_size, symmetric)
+
+
+def tied_format(quant: QuantConfig, decoder: Decoder) -> BlockFormat | None:
+    """The one format of a head that is tied to the embedding; None when each has its own.
+
+    The embedding then takes the head's, and their codes lie in the folder once.
+    """
+    head, embedding = matrix_format("lm_head", quant), matrix_format("embed_tokens", quant)
+    weights = decoder.weights
+    same = weights["lm_head"] is weights["embed_tokens"] and head and embedding
+    columns = decoder.architecture.hidden_size
+    return head if same and head and columns % head.block_size == 0 else None
 
 
 def split_rows(matrix: str, stacked: Weight, decoder: Decoder) -> dict[str, Weight]:
@@ -113,26 +133,49 @@ def _indivisible(quant: QuantConfig, arch: Architecture) -> Iterator[Problem]:
 
 
 def _replace(
-    graph: ir.Graph, node: ir.Node, form: BlockFormat, quant: QuantConfig, target: TargetConfig
+    graph: ir.Graph,
+    node: ir.Node,
+    form: BlockFormat,
+    quant: QuantConfig,
+    target: TargetConfig,
+    shared: QuantizedMatrix | None = None,
 ) -> QuantizedMatrix:
+    """Put quantized operators in the node's place; `shared` holds the codes of a tied matrix."""
     embedding = node.op_type == "Gather"
     table = node.inputs[0 if embedding else 1]
     assert table is not None and isinstance(table.const_value, WeightTensor)
     stored = table.const_value.weight
-    source = stored if embedding else stored.transpose()
-    dtype = FLOAT_TYPES[target.float_type]
-    matrix = QuantizedMatrix(_unrounded(source), form, dtype, flat=embedding)
-    parts = [_part(graph, f"{table.name}_{name}", matrix.part(name)) for name in matrix.specs]
+    source = stored.transpose() if node.op_type == "MatMul" else stored
+    dequantize = not embedding and target.quantized_weights == "DequantizeLinear"
+    matrix = shared or QuantizedMatrix(
+        _unrounded(source),
+        form,
+        FLOAT_TYPES[target.float_type],
+        flat=embedding or dequantize,
+        signed=dequantize,
+    )
+    label = "lm_head.MatMul.weight" if shared else str(table.name)
     if embedding:
-        new = _gather(node, parts, form)
+        new = [_gather(node, _parts(graph, label, matrix), form)]
+    elif dequantize:
+        new = _dequantize(graph, node, label, matrix)
     else:
-        new = _matmul(node, parts, form, source, quant, target)
-    new.name, new.metadata_props[MATRIX] = f"{node.name}_Q{form.bits}", node.metadata_props[MATRIX]
-    new.outputs[0].name = node.outputs[0].name
-    new.outputs[0].shape, new.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
-    ir.convenience.replace_nodes_and_values(graph, node, [node], [new], node.outputs, new.outputs)
-    graph.initializers.pop(str(table.name))
+        new = [_matmul(node, _parts(graph, label, matrix, blocks=True), matrix, quant, target)]
+    _put(graph, node, new, form)
+    if not table.uses():
+        graph.initializers.pop(str(table.name))
     return matrix
+
+
+def _put(graph: ir.Graph, node: ir.Node, new: list[ir.Node], form: BlockFormat) -> None:
+    last = new[-1]
+    last.name, last.metadata_props[MATRIX] = (
+        f"{node.name}_Q{form.bits}",
+        node.metadata_props[MATRIX],
+    )
+    last.outputs[0].name = node.outputs[0].name
+    last.outputs[0].shape, last.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, last.outputs)
 
 
 def _unrounded(weight: Weight) -> Weight:
@@ -140,10 +183,22 @@ def _unrounded(weight: Weight) -> Weight:
     return weight.source if isinstance(weight, CastWeight) else weight
 
 
-def _part(graph: ir.Graph, name: str, weight: Weight) -> ir.Value:
-    tensor = WeightTensor(name, weight)
+def _parts(
+    graph: ir.Graph, label: str, matrix: QuantizedMatrix, blocks: bool = False
+) -> list[ir.Value]:
+    """Initializers of codes, scales and zero points; codes (N, blocks, bytes) when `blocks`."""
+    codes, form = matrix.part("codes"), matrix.form
+    rows, columns = matrix.source.shape
+    shape = (rows, form.blocks(columns), form.block_size * form.bits // 8) if blocks else None
+    values = [_initializer(graph, WeightTensor(f"{label}_codes", codes, shape=shape))]
+    for name in list(matrix.specs)[1:]:
+        values.append(_initializer(graph, WeightTensor(f"{label}_{name}", matrix.part(name))))
+    return values
+
+
+def _initializer(graph: ir.Graph, tensor: WeightTensor) -> ir.Value:
     value = ir.Value(
-        name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
     )
     graph.register_initializer(value)
     return value
@@ -162,8 +217,7 @@ def _gather(node: ir.Node, parts: list[ir.Value], form: BlockFormat) -> ir.Node:
 def _matmul(
     node: ir.Node,
     parts: list[ir.Value],
-    form: BlockFormat,
-    source: Weight,
+    matrix: QuantizedMatrix,
     quant: QuantConfig,
     target: TargetConfig,
 ) -> ir.Node:
@@ -172,11 +226,30 @@ def _matmul(
         "MatMulNBits",
         [node.inputs[0], *parts],
         {
-            "K": source.shape[1],
-            "N": source.shape[0],
+            "K": matrix.source.shape[1],
+            "N": matrix.source.shape[0],
             "accuracy_level": level,
-            "bits": form.bits,
-            "block_size": form.block_size,
+            "bits": matrix.form.bits,
+            "block_size": matrix.form.block_size,
         },
         domain=CONTRIB,
     )
+
+
+def _dequantize(
+    graph: ir.Graph, node: ir.Node, label: str, matrix: QuantizedMatrix
+) -> list[ir.Node]:
+    """DequantizeLinear → Transpose → MatMul, codes int4 or int8 (N, K): what TensorRT reads."""
+    dtype = {4: ir.DataType.INT4, 8: ir.DataType.INT8}[matrix.form.bits]
+    packed, scales = matrix.part("codes"), matrix.part("scales")
+    codes = WeightTensor(f"{label}_codes", packed, dtype, matrix.source.shape)
+    inputs = [
+        _initializer(graph, codes),
+        _initializer(graph, WeightTensor(f"{label}_scales", scales)),
+    ]
+    attributes = {"axis": 1, "block_size": matrix.form.block_size}
+    wide = ir.node("DequantizeLinear", inputs, attributes, name=f"{node.name}/DequantizeLinear")
+    turned = ir.node("Transpose", wide.outputs, {"perm": [1, 0]}, name=f"{node.name}/Transpose")
+    for made in (wide, turned):
+        made.outputs[0].name = f"{made.name}/output_0"
+    return [wide, turned, ir.node("MatMul", [node.inputs[0], turned.outputs[0]])]
