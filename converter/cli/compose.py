@@ -64,7 +64,7 @@ def compose_values(words: Sequence[str]) -> dict[str, Any]:
 
 def _parse(word: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     if "=" not in word and not word.startswith("~"):
         near = nearest_names(word, group_choices("recipe"), 1)
@@ -75,7 +75,7 @@ def _parse(word: str) -> Any:
         )
     try:
         return OverridesParser.create().parse_override(word)
-    except OverrideParseException:
+    except HydraException:
         key, _, value = word.partition("=")
         return Problem(
             f"{word!r} cannot be read.",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_graph import run_graph
+from oracle import run_graph
 
 from converter.artifacts import MATRIX
 from converter.engine import check

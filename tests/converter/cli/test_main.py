@@ -1,0 +1,208 @@
+"""The command as its users type it, in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+CONVERT = [sys.executable, "-m", "converter.cli.main"]
+
+
+def run(*words: str, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*CONVERT, *words], cwd=cwd, capture_output=True, text=True, timeout=300, **kwargs
+    )  # type: ignore[call-overload, no-any-return]
+
+
+TINY = [
+    "recipe=internlm2_1_8b_cpu_int4",
+    "source=synthetic",
+    "verify=none",
+    "model.config.hidden_size=64",
+    "model.config.intermediate_size=96",
+    "model.config.num_attention_heads=4",
+    "model.config.num_key_value_heads=2",
+    "model.config.num_hidden_layers=2",
+    "model.config.vocab_size=256",
+    "model.config.max_position_embeddings=128",
+]
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_help_lists_recipes_slots_and_the_first_command(tmp_path: Path, words: list[str]) -> None:
+    result = run(*words, cwd=tmp_path)
+    assert result.returncode == 0
+    for part in ("convert recipe=demo", "internlm2_7b_chat_cuda_int4", "quant", "source.path="):
+        assert part in result.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from converter.cli.main import main; main([]);"
+        "print([m for m in ('torch', 'hydra', 'onnx_ir', 'transformers', 'numpy', 'pydantic')"
+        " if m in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.strip() == "[]"
+
+
+def test_a_run_from_any_folder_leaves_its_output_and_nothing_else(tmp_path: Path) -> None:
+    result = run(*TINY, "output=my model", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(tmp_path / "my model")
+    assert [path.name for path in tmp_path.iterdir()] == ["my model"]
+    assert (tmp_path / "my model" / "genai_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["recipe=internlm2_7b_cuda_int"], ["Unknown recipe", "internlm2_7b_cuda_int4"]),
+        (["internlm2_7b_cuda_int4"], ["not a verb", "recipe=internlm2_7b_cuda_int4"]),
+        ([*TINY, "quant.blocksize=64"], ["'quant.blocksize'", "quant.block_size"]),
+        ([*TINY, "+quant.blocksize=64"], ["'quant.blocksize'", "quant.block_size"]),
+        ([*TINY, "quant=rnt"], ["Unknown quant 'rnt'", "rtn"]),
+        ([*TINY, "source.revision=12e4567"], ["read as the number", "'12e4567'"]),
+        ([*TINY, "source.path=/a b (c"], ["cannot be read", "source.path='/a b (c'"]),
+        ([*TINY, "~quant"], ["removes a key"]),
+        ([*TINY, "hydra.run.dir=/tmp/x"], ["hydra.run.dir"]),
+        ([*TINY, "quant.block_size=48"], ["power of two"]),
+        ([*TINY, "quant.bits=4,8"], ["several values"]),
+        ([*TINY, "passes=[load,layuot]"], ["Unknown pass 'layuot'", "layout"]),
+        ([*TINY, "passes=[load,graph]"], ["graph follows load, which gives Checkpoint"]),
+        (["quant=rtn"], ["No recipe is given"]),
+    ],
+    ids=str,
+)
+def test_every_mistake_is_one_clear_error_and_leaves_nothing(
+    tmp_path: Path, words: list[str], parts: list[str]
+) -> None:
+    result = run(*words, cwd=tmp_path)
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    assert "next:" in result.stderr
+    for part in parts:
+        assert part in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_are_listed_together(tmp_path: Path) -> None:
+    result = run("recipe=demoo", "qant=rtn", "+quant.bit=4", "foo", cwd=tmp_path)
+    assert "4 problems" in result.stderr
+
+
+def test_an_existing_output_is_refused_then_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    refused = run(*TINY, "output=out", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "overwrite=true" in refused.stderr
+    assert (tmp_path / "out" / "mine").exists()
+    assert run(*TINY, "output=out", "overwrite=true", cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "out" / "mine").exists()
+
+
+def test_a_checkpoint_written_by_synth_converts(tmp_path: Path) -> None:
+    assert run("synth", "checkpoint", *TINY, cwd=tmp_path).returncode == 0
+    words = [word for word in TINY if word != "source=synthetic"]
+    result = run(*words, "source.path=checkpoint", "output=out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lazy = run(*TINY, "output=lazy", cwd=tmp_path)
+    assert lazy.returncode == 0
+    data = "model.onnx.data"
+    assert (tmp_path / "out" / data).read_bytes() == (tmp_path / "lazy" / data).read_bytes()
+
+
+def slow_run(tmp_path: Path) -> subprocess.Popen[str]:
+    """A conversion long enough to be stopped, once its temporary folder is there."""
+    words = [*TINY, "model.config.vocab_size=400000", "model.config.hidden_size=512", "output=out"]
+    process = subprocess.Popen(
+        [*CONVERT, *words], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".out.tmp-*/model.onnx.data")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    process = slow_run(tmp_path)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted; nothing was written" in stderr
+    assert "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_run_leaves_no_output_and_the_next_run_cleans_up(tmp_path: Path) -> None:
+    process = slow_run(tmp_path)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "out").exists()
+    assert run(*TINY, "output=out", cwd=tmp_path).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_read_only_place_is_refused(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        place = Path("/proc/convert-test")
+    else:
+        tmp_path.chmod(0o500)
+        place = tmp_path
+    result = run(*TINY, f"output={place}/out", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Cannot write" in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_found_before_the_work(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "none", str(disk)])
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        result = run(*TINY, f"output={disk}/out", cwd=tmp_path)
+        assert result.returncode == 1
+        assert "free" in result.stderr
+        assert "Traceback" not in result.stderr
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_fills_up_midway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    from converter import model_writer
+    from converter.cli.main import main
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(model_writer.os, "pwrite", full)
+    assert main([*TINY, f"output={tmp_path}/out"]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_source_is_listed_with_the_other_problems(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny_checkpoint()
+    next(folder.glob("*.safetensors")).unlink()
+    words = ["recipe=internlm2_1_8b_cpu_int4", f"source.path='{folder}'", "verify=none"]
+    result = run(*words, "output=checkpoint", cwd=tmp_path)
+    assert "2 problems" in result.stderr
+    assert "is missing" in result.stderr
+    assert "exists already" in result.stderr

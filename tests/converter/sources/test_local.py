@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from converter.errors import ConvertError
+from converter.sources.local import open_local
+
+
+@pytest.fixture
+def sharded(tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    from converter.sources import synthetic
+
+    monkeypatch.setattr(synthetic, "SHARD_BYTES", 60_000)
+    folder = tiny_checkpoint()
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return folder
+
+
+def first_shard(folder: Path) -> Path:
+    return min(folder.glob("*.safetensors"))
+
+
+def test_reads_shards_as_the_library_does(sharded: Path) -> None:
+    checkpoint = open_local(sharded)
+    count = 0
+    for shard in sharded.glob("*.safetensors"):
+        for name, tensor in load_file(shard).items():
+            assert torch.equal(checkpoint.tensors[name].read(), tensor)
+            count += 1
+    assert count == len(checkpoint.tensors)
+
+
+def test_reads_one_file_without_an_index(sharded: Path) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in list(sharded.glob("*.safetensors")):
+        tensors |= load_file(shard)
+        shard.unlink()
+    (sharded / "model.safetensors.index.json").unlink()
+    save_file(tensors, sharded / "model.safetensors")
+    assert open_local(sharded).tensors.keys() == tensors.keys()
+
+
+def test_every_damaged_shard_is_listed(sharded: Path) -> None:
+    shards = sorted(sharded.glob("*.safetensors"))
+    shards[0].unlink()
+    shards[1].write_bytes(shards[1].read_bytes()[:-100])
+    tensors = load_file(shards[2])
+    gone = next(iter(tensors))
+    del tensors[gone]
+    save_file(tensors, shards[2])
+    with pytest.raises(ConvertError) as caught:
+        open_local(sharded)
+    text = str(caught.value)
+    assert f"{shards[0]} is missing" in text
+    assert f"{shards[1]} is cut short" in text
+    assert f"{shards[2]} lacks the tensor {gone}" in text
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", ".."])
+def test_a_shard_outside_of_the_folder_is_refused(sharded: Path, name: str) -> None:
+    index = sharded / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    values["weight_map"]["output.weight"] = name
+    index.write_text(json.dumps(values))
+    with pytest.raises(ConvertError, match="plain file name"):
+        open_local(sharded)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json does not exist"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "holds a list"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
+            "no weight_map",
+        ),
+    ],
+)
+def test_broken_json_is_named(
+    sharded: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(sharded)
+    with pytest.raises(ConvertError, match=message):
+        open_local(sharded)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match=r"source\.path=FOLDER"):
+        open_local(tmp_path / "nowhere")
