@@ -22,6 +22,8 @@ BUILT_IN = {
     "quantize": "passes.quantize:Quantize",
     "package": "passes.package:MakePackage",
     "verify": "passes.verify:Verify",
+    "evaluate": "passes.evaluate:Evaluate",
+    "olive": "passes.olive:Olive",
 }
 ENTRY_POINTS = "convert.passes"
 

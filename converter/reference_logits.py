@@ -2,28 +2,23 @@
 
 One layer's weights are in memory at a time, and all chunks pass through it before the next one is
 read; so a model of any size is evaluated in the memory of a layer, plus the hidden states of the
-text (spilled to a file when they are large). The file is shared by every folder made from the same
-weights that is evaluated on the same tokens.
+text (spilled to a file when they are large). The cache keeps the result for every folder made from
+the same weights that is evaluated on the same tokens.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from converter.cache import Cache, key_hash
 from converter.calibration_text import EvaluationChunks
-from converter.checkpoint import Checkpoint
 from converter.decoder import Decoder
-from converter.hashing import hash_file
 from converter.recipe import LayoutConfig
 from converter.reference_file import (
     ReferenceFile,
@@ -39,7 +34,8 @@ if TYPE_CHECKING:
 
 CODE_VERSION = 1
 """Counted up when the same weights and tokens would give other numbers."""
-WEIGHT_SUFFIXES = (".safetensors", ".bin")
+REFERENCE_FILE = "reference.logits"
+"""The cache entry's content; see converter/reference_file.py."""
 SPILLED_BYTES = 2**28
 """Hidden states of more bytes than this lie in a temporary file."""
 HEAD_BYTES = 2**28
@@ -49,26 +45,39 @@ Advance = Callable[[int, int, str], None]
 
 
 def stored_reference(
-    decoder: Decoder, layout: LayoutConfig, chunks: EvaluationChunks, advance: Advance
+    decoder: Decoder,
+    layout: LayoutConfig,
+    chunks: EvaluationChunks,
+    cache: Cache,
+    advance: Advance,
 ) -> ReferenceFile:
     """The fp32 reference of `decoder` on `chunks`: from the cache, or computed and kept there.
 
-    `advance(done, total, detail)` is told each layer and each chunk.
+    `layout` is the one that `decoder` was read with; `advance(done, total, detail)` is told each
+    layer and each chunk.
 
     Raises:
         ConvertError: a weight cannot be read, or the model gives NaN or infinity.
     """
-    key = reference_key(model_key(decoder, layout), chunks.input_ids, chunks.first)
-    path = reference_path(key)
-    if not path.exists():
-        compute_reference(path, key, decoder, chunks, advance)
-    return ReferenceFile(path, key)
+    model = {
+        "pass": "evaluate",
+        "code_version": CODE_VERSION,
+        "source": cache.content_key(decoder.checkpoint),
+        "layout": asdict(layout),
+    }
+    key = reference_key(key_hash(model), chunks.input_ids, chunks.first)
+
+    def make(folder: Path) -> None:
+        compute_reference(folder / REFERENCE_FILE, key, decoder, chunks, advance)
+
+    folder = cache.get_or_make({**model, "reference": key}, make)
+    return ReferenceFile(folder / REFERENCE_FILE, key)
 
 
 def compute_reference(
     path: Path, key: str, decoder: Decoder, chunks: EvaluationChunks, advance: Advance
 ) -> None:
-    """Run the float model over `chunks` and write its scored logits to `path` (complete or not)."""
+    """Run the float model over `chunks` and write its scored logits to `path`."""
     import torch
 
     from converter.reference import Reference
@@ -118,36 +127,4 @@ def _hidden_store(shape: tuple[int, ...], spill: IO[bytes]) -> torch.Tensor:
 
 def _spill_file(folder: Path) -> IO[bytes]:
     """A file without a name, which the system removes with its last user."""
-    folder.mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryFile(dir=folder)
-
-
-def reference_path(key: str) -> Path:
-    """Where the reference of `key` is kept: in CONVERT_CACHE, or the user's cache folder."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convert"
-    return Path(os.environ.get("CONVERT_CACHE") or base) / "reference" / f"{key}.logits"
-
-
-def model_key(decoder: Decoder, layout: LayoutConfig) -> str:
-    """SHA-256 of everything that decides the float model: config, layout and weights' content."""
-    checkpoint = decoder.checkpoint
-    content = {
-        "version": CODE_VERSION,
-        "config": dict(checkpoint.config),
-        "layout": asdict(layout),
-        "weights": weight_hashes(checkpoint) or dict(checkpoint.origin),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def weight_hashes(checkpoint: Checkpoint) -> Mapping[str, str]:
-    """BLAKE3 of each weight file, by name; empty for weights that are not files."""
-    files = [path for path in checkpoint.files if path.suffix in WEIGHT_SUFFIXES]
-    states = [(path, path.stat()) for path in files]
-    return {path.name: _hash(path, state.st_size, state.st_mtime_ns) for path, state in states}
-
-
-@cache
-def _hash(path: Path, size: int, modified: int) -> str:
-    """Hashed once for all folders of a command; size and time tell a file that was replaced."""
-    return hash_file(path)

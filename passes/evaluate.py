@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 
 from converter.artifacts import Package
+from converter.cache import Cache, cache_folder
 from converter.calibration_text import load_text
 from converter.decoder import Decoder
 from converter.engine import Pass, Run
@@ -57,7 +58,8 @@ class Evaluate(Pass[Package, Package]):
         recipe, decoder = run.recipe, artifact.graph.decoder
         chunks = folder_chunks(artifact.folder, recipe.evaluate)
         advance = run.progress.advance
-        reference = stored_reference(decoder, recipe.layout, chunks, advance)
+        cache = Cache(cache_folder())
+        reference = stored_reference(decoder, recipe.layout, chunks, cache, advance)
         evaluation = evaluate_folder(
             artifact.folder, recipe.evaluate.text, chunks, reference, advance, recipe.threads
         )

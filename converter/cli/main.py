@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any
 
 VERBS = {
+    "eval": ("converter.cli.evaluate", "compare finished folders with their float model"),
     "synth": ("converter.cli.synth", "write a synthetic checkpoint to disk"),
 }
 """Verb to the module whose `main(arguments)` runs it, and what it does."""
