@@ -21,7 +21,9 @@ BUILT_IN = {
     "graph": "passes.graph:BuildGraph",
     "quantize": "passes.quantize:Quantize",
     "package": "passes.package:MakePackage",
+    "tune": "passes.tune:Tune",
     "verify": "passes.verify:Verify",
+    "benchmark": "passes.benchmark:Benchmark",
     "evaluate": "passes.evaluate:Evaluate",
     "olive": "passes.olive:Olive",
 }

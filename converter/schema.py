@@ -6,10 +6,11 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from converter.errors import Problem, raise_if
+from converter.own_slots import broken_slot_problems, recipe_schema
 from converter.recipe import Recipe, impossible_values
 
 
@@ -23,25 +24,30 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
     problems, wrong = [*unknown_keys(values)], [*_wrong_values(values)]
     if wrong:
         raise_if(problems + wrong)
-    recipe: Recipe = _adapter().validate_python(_without_unknown(values, Recipe))
+    recipe: Recipe = _adapter().validate_python(_without_unknown(values, recipe_schema()))
     raise_if([*problems, *impossible_values(recipe)])
     return recipe
 
 
 def default_values() -> dict[str, Any]:
     """Every key of the schema with its default, as nested plain containers."""
-    return dataclasses.asdict(Recipe())
+    return dataclasses.asdict(recipe_schema()())
 
 
 def unknown_keys(values: Mapping[str, Any]) -> Iterator[Problem]:
     """A problem for each key of `values` that the schema does not have."""
-    for path in _unknown_paths(values, Recipe, ""):
-        yield unknown_key_problem(path)
+    for path, known in _unknown_paths(values, recipe_schema(), ""):
+        yield unknown_key_problem(path, known)
 
 
-def unknown_key_problem(path: str) -> Problem:
-    """The problem of the unknown dotted key `path`, with the nearest keys that exist."""
-    nearest = nearest_names(path, schema_paths())
+def unknown_key_problem(path: str, known: Sequence[str] | None = None) -> Problem:
+    """The problem of the unknown dotted key `path`, with the nearest keys that exist.
+
+    `known` are the keys that could stand there; None means all of the recipe's.
+    """
+    for problem in broken_slot_problems(path):
+        return problem
+    nearest = nearest_names(path, schema_paths() if known is None else known)
     return Problem(
         f"Unknown key {path!r}.",
         f"one of the recipe's keys{'; the nearest: ' + ', '.join(nearest) if nearest else ''}",
@@ -60,10 +66,10 @@ def nearest_names(name: str, known: typing.Iterable[str], count: int = 3) -> lis
     return list(dict.fromkeys([*close, *(tails[tail] for tail in by_tail)]))[:count]
 
 
-def schema_paths(schema: type = Recipe, prefix: str = "") -> list[str]:
-    """Dotted names of all keys of a schema dataclass, inner ones included."""
+def schema_paths(schema: type | None = None, prefix: str = "") -> list[str]:
+    """Dotted names of all keys of a schema dataclass (the recipe's), inner ones included."""
     paths = []
-    for name, inner in _fields(schema).items():
+    for name, inner in _fields(schema or recipe_schema()).items():
         paths.append(prefix + name)
         if dataclasses.is_dataclass(inner):
             paths += schema_paths(typing.cast(type, inner), f"{prefix}{name}.")
@@ -72,7 +78,7 @@ def schema_paths(schema: type = Recipe, prefix: str = "") -> list[str]:
 
 def is_known_path(path: str) -> bool:
     """Whether the dotted `path` is a key of the schema, or lies inside a free-form mapping."""
-    schema: Any = Recipe
+    schema: Any = recipe_schema()
     for part in path.split("."):
         if not dataclasses.is_dataclass(schema):
             return typing.get_origin(schema) is dict
@@ -86,7 +92,7 @@ def _wrong_values(values: Mapping[str, Any]) -> Iterator[Problem]:
     from pydantic import ValidationError
 
     try:
-        _adapter().validate_python(_without_unknown(values, Recipe))
+        _adapter().validate_python(_without_unknown(values, recipe_schema()))
     except ValidationError as error:
         seen = set()
         for detail in error.errors():
@@ -109,7 +115,7 @@ def _shown(value: Any) -> str:
 
 
 def _expected(path: str, message: str) -> str:
-    kind: Any = Recipe
+    kind: Any = recipe_schema()
     for part in path.split("."):
         kind = _fields(kind).get(part, str) if isinstance(kind, type) and _is_schema(kind) else str
     options: list[Any] = [kind, *typing.get_args(kind)]
@@ -119,13 +125,27 @@ def _expected(path: str, message: str) -> str:
     return message[:1].lower() + message[1:].replace("Input", "input")
 
 
-def _unknown_paths(values: Mapping[str, Any], schema: type, prefix: str) -> Iterator[str]:
+def _unknown_paths(
+    values: Mapping[str, Any], schema: type, prefix: str
+) -> Iterator[tuple[str, list[str] | None]]:
+    """Unknown keys; inside a list's item, with the keys that the item may have."""
     known = _fields(schema)
     for key, value in values.items():
         if key not in known:
-            yield f"{prefix}{key}"
+            names = [f"{prefix}{name}" for name in known] if "]" in prefix else None
+            yield f"{prefix}{key}", names
         elif dataclasses.is_dataclass(known[key]) and isinstance(value, Mapping):
             yield from _unknown_paths(value, typing.cast(type, known[key]), f"{prefix}{key}.")
+        elif isinstance(value, list) and dataclasses.is_dataclass(_item(known[key])):
+            for number, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    inner = f"{prefix}{key}[{number}]."
+                    yield from _unknown_paths(item, _item(known[key]), inner)
+
+
+def _item(kind: Any) -> Any:
+    """The X of `list[X]`, else None."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is list else None
 
 
 def _without_unknown(values: Mapping[str, Any], schema: type) -> dict[str, Any]:
@@ -158,4 +178,4 @@ def _is_schema(kind: type) -> bool:
 def _adapter() -> Any:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(Recipe)
+    return TypeAdapter(recipe_schema())
