@@ -1,0 +1,59 @@
+"""`convert bench FOLDER…`: measure how fast finished folders run on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from converter.benchmarking import bench, draw, table
+from converter.progress import show_progress
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb."""
+    parser = argparse.ArgumentParser(prog="convert bench", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--prompt-lengths",
+        type=_lengths,
+        default=[16, 128, 512],
+        help="tokens of the prompts, such as 16,128,512 (decoding follows the shortest)",
+    )
+    parser.add_argument("--new-tokens", type=_at_least(2), default=64)
+    parser.add_argument("--rounds", type=_at_least(1), default=3)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--picture", type=_picture, help="also draw them here: .png or .svg")
+    parsed = parser.parse_args(arguments)
+    folders = [folder.resolve() for folder in parsed.folders]
+    with show_progress() as progress:
+        progress.start("bench")
+        report = bench(
+            folders, parsed.prompt_lengths, parsed.new_tokens, parsed.rounds, progress.advance
+        )
+    print(table(report))
+    if parsed.json:
+        parsed.json.write_text(report.to_json(), encoding="utf-8")
+    if parsed.picture:
+        draw(report, parsed.picture)
+    return 0
+
+
+def _lengths(text: str) -> list[int]:
+    return [_at_least(1)(part) for part in text.split(",")]
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"at least {least}, not {text}")
+        return int(text)
+
+    return number
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text}: a picture is .png or .svg")
+    return path

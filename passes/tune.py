@@ -1,0 +1,45 @@
+"""tune: try runtime settings on this machine and keep the fastest in genai_config.json."""
+
+from __future__ import annotations
+
+from converter.artifacts import Package
+from converter.benchmarking import CONFIG
+from converter.engine import Pass, Run
+from converter.hashing import hash_file
+from converter.recipe import Recipe
+from converter.tuning import Tuned, tune, write_settings
+
+
+class Tune(Pass[Package, Package]):
+    """Threads, spinning and chunk size; the folder's weights and graph stay as they are."""
+
+    name = "tune"
+    takes = Package
+    gives = Package
+
+    def __init__(self) -> None:
+        self._tuned: Tuned | None = None
+
+    def enabled(self, recipe: Recipe) -> bool:
+        return recipe.target.tune
+
+    def run(self, artifact: Package, run: Run) -> Package:
+        folder = artifact.folder
+        self._tuned = tune(folder, advance=run.progress.advance)
+        write_settings(folder, self._tuned.best.settings)
+        path = folder / CONFIG
+        entry = {"size": path.stat().st_size, "blake3": hash_file(path)}
+        run.staging.lock.setdefault("files", {})[CONFIG] = entry
+        run.facts[self.name] = self._tuned.facts()
+        return artifact
+
+    def summary(self, given: Package) -> str:
+        if self._tuned is None:
+            return ""
+        best, start = self._tuned.best, self._tuned.start
+        shown = ", ".join(
+            f"{name.rpartition('.')[2]}={value}"
+            for name, value in best.settings.items()
+            if value is not None
+        )
+        return f"{shown or 'the defaults'}: {start.seconds:.2f} s → {best.seconds:.2f} s an answer"
