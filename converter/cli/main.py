@@ -13,6 +13,8 @@ from importlib import import_module
 from typing import Any
 
 VERBS = {
+    "chat": ("converter.cli.chat", "talk to a converted model"),
+    "bench": ("converter.cli.bench", "measure how fast finished folders run"),
     "eval": ("converter.cli.evaluate", "compare finished folders with their float model"),
     "synth": ("converter.cli.synth", "write a synthetic checkpoint to disk"),
 }

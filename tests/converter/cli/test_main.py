@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -154,32 +154,36 @@ def test_a_killed_run_leaves_no_output_and_the_next_run_cleans_up(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_read_only_place_is_refused(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        place = Path("/proc/convert-test")
-    else:
-        tmp_path.chmod(0o500)
-        place = tmp_path
-    result = run(*TINY, f"output={place}/out", cwd=tmp_path)
-    assert result.returncode == 1
-    assert "Cannot write" in result.stderr
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_is_found_before_the_work(tmp_path: Path) -> None:
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a small disk with the given options."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "none", str(disk)])
-    if mounted.returncode:
-        pytest.skip("a small disk cannot be mounted here")
-    try:
-        result = run(*TINY, f"output={disk}/out", cwd=tmp_path)
-        assert result.returncode == 1
-        assert "free" in result.stderr
-        assert "Traceback" not in result.stderr
-        assert list(disk.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+
+    def mount(options: str) -> Path:
+        if os.geteuid() != 0:
+            pytest.skip("mounting a small disk needs root")
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(disk)]
+        if subprocess.run(command).returncode:
+            pytest.skip("a small disk cannot be mounted here")
+        return disk
+
+    yield mount
+    subprocess.run(["umount", str(disk)], capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [("ro", "Read-only file system"), ("size=40k", "free")]
+)
+def test_a_read_only_or_full_disk_is_refused(
+    small_disk: Callable[[str], Path], tmp_path: Path, options: str, message: str
+) -> None:
+    disk = small_disk(options)
+    result = run(*TINY, f"output={disk}/out", cwd=tmp_path)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(disk.iterdir()) == []
 
 
 def test_a_disk_that_fills_up_midway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

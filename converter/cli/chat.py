@@ -1,0 +1,34 @@
+"""`convert chat`: talk to a converted model in the terminal, streaming."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from converter.chat import ChatOptions, run_chat
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb."""
+    defaults = ChatOptions()
+    parser = argparse.ArgumentParser(prog="convert chat", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a folder that convert has written")
+    parser.add_argument("--system", help="system prompt")
+    parser.add_argument("--prompt", help="answer this once and stop")
+    parser.add_argument("--max-new-tokens", type=int, default=defaults.max_new_tokens)
+    parser.add_argument("--max-length", type=int, default=defaults.max_length)
+    parser.add_argument(
+        "--temperature", type=float, default=defaults.temperature, help="0 takes the likeliest"
+    )
+    parser.add_argument("--top-p", type=float, default=defaults.top_p)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parsed = parser.parse_args(arguments)
+    options = ChatOptions(
+        max_length=parsed.max_length,
+        max_new_tokens=parsed.max_new_tokens,
+        temperature=parsed.temperature,
+        top_p=parsed.top_p,
+        seed=parsed.seed,
+    )
+    return run_chat(parsed.folder, parsed.system, parsed.prompt, options)
