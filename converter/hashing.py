@@ -6,7 +6,10 @@ a conversion are tens of gigabytes. Files are read in pieces: a mapped file woul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import blake3
 
@@ -20,3 +23,13 @@ def hash_file(path: Path) -> str:
         while piece := file.read(PIECE):
             hasher.update(piece)
     return str(hasher.hexdigest())
+
+
+def file_entries(paths: Sequence[Path], threads: int | None = None) -> dict[str, dict[str, Any]]:
+    """Size in bytes and BLAKE3 of each file, by its name; `threads` None means one per core."""
+    with ThreadPoolExecutor(threads) as pool:
+        hashes = list(pool.map(hash_file, paths))
+    return {
+        path.name: {"size": path.stat().st_size, "blake3": digest}
+        for path, digest in zip(paths, hashes, strict=True)
+    }

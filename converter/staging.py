@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConvertError, Problem
+from converter.hashing import file_entries
 
 LOCK = "convert.lock.json"
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
@@ -37,7 +38,11 @@ class Staging:
         return Staging(Path(os.devnull), Path(os.devnull))
 
     def publish(self, seconds: dict[str, float], facts: dict[str, Any]) -> None:
-        """Write the lock file and rename the folder into place, replacing an older output."""
+        """Write the lock file and rename the folder into place, replacing an older output.
+
+        The files are hashed here, after the last pass that may have changed them.
+        """
+        self.lock["files"] = file_entries(sorted(self.folder.iterdir()))
         self.lock["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
         if facts:
             self.lock["facts"] = facts

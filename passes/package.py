@@ -7,7 +7,6 @@ import json
 import platform
 import shutil
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from converter.decoder import Decoder
 from converter.engine import Pass, Run, output_folder
 from converter.errors import Problem
 from converter.genai_config import TokenIds, genai_config
-from converter.hashing import hash_file
+from converter.hashing import file_entries
 from converter.model_writer import write_model
 from converter.progress import format_bytes
 from converter.recipe import Recipe
@@ -110,24 +109,15 @@ def _token_ids(config: Mapping[str, Any], tokenizer: TokenizerFiles | None) -> T
 
 def _lock(graph: Graph, run: Run) -> dict[str, Any]:
     checkpoint = graph.decoder.checkpoint
-    results = sorted(path for path in run.staging.folder.iterdir())
-    paths = [*checkpoint.files, *results]
-    with ThreadPoolExecutor(run.recipe.threads) as pool:
-        hashes = dict(zip(paths, pool.map(hash_file, paths), strict=True))
     versions = {name: metadata.version(name) for name in VERSIONED if _installed(name)}
     return {
         "recipe": run.recipe.name,
         "versions": {"convert": __version__, "python": platform.python_version(), **versions},
         "source": {
             **checkpoint.origin,
-            "files": {path.name: _file_entry(path, hashes) for path in checkpoint.files},
+            "files": file_entries(checkpoint.files, run.recipe.threads),
         },
-        "files": {path.name: _file_entry(path, hashes) for path in results},
     }
-
-
-def _file_entry(path: Path, hashes: Mapping[Path, str]) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "blake3": hashes[path]}
 
 
 def _installed(name: str) -> bool:
