@@ -36,6 +36,11 @@ class BuildGraph(Pass[Decoder, Graph]):
     name = "graph"
     takes = Decoder
     gives = Graph
+    slot = "graph"
+    guarantees = (
+        "inputs and outputs have the names that onnxruntime-genai expects",
+        "weights stay lazy: the graph holds descriptions, not values",
+    )
 
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
         if decoder is not None and decoder.architecture.head_dim % 2:

@@ -14,6 +14,12 @@ class Layout(Pass[Checkpoint, Decoder]):
     name = "layout"
     takes = Checkpoint
     gives = Decoder
+    slot = "layout"
+    guarantees = (
+        "every tensor of the checkpoint is used, or listed as ignored",
+        "every tensor has the shape that config.json implies",
+        "rows stand in canonical order, whatever their order in the checkpoint",
+    )
     headers_only = True
 
     def run(self, artifact: Checkpoint, run: Run) -> Decoder:

@@ -24,6 +24,11 @@ class Load(Pass[None, Checkpoint]):
     name = "load"
     takes = type(None)
     gives = Checkpoint
+    slot = "source"
+    guarantees = (
+        "headers only: no weight is read yet, and no code of the checkpoint ever runs",
+        "what is opened is recorded in the lock file, with sizes and hashes",
+    )
     headers_only = True
 
     def run(self, artifact: None, run: Run) -> Checkpoint:

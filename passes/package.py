@@ -36,6 +36,12 @@ class MakePackage(Pass[Graph, Package]):
     name = "package"
     takes = Graph
     gives = Package
+    slot = "target"
+    guarantees = (
+        "the folder is complete: graph, weights, genai_config.json, tokenizer, recipe, lock file",
+        "no weight that is NaN or infinite is written",
+        "the bytes do not depend on the number of threads",
+    )
 
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
         if decoder is None:

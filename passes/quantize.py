@@ -31,6 +31,11 @@ class Quantize(Pass[Graph, Graph]):
     name = "quantize"
     takes = Graph
     gives = Graph
+    slot = "quant"
+    guarantees = (
+        "every matrix is quantized in the format that the recipe asks, or left in float as it asks",
+        "the weights that the new graph holds are known, dequantized, for verify to compare with",
+    )
 
     def enabled(self, recipe: Recipe) -> bool:
         return recipe.quant.round != "none"

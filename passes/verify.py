@@ -53,6 +53,11 @@ class Verify(Pass[Package, Package]):
     name = "verify"
     takes = Package
     gives = Package
+    slot = "verify"
+    guarantees = (
+        "onnxruntime-genai loads the folder and generates",
+        "logits are within verify.max_error of the reference on the same weights",
+    )
 
     def __init__(self) -> None:
         self._summary = ""
