@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
-from converter.errors import Problem
+from converter.errors import ConvertError, Problem
 from converter.recipe import Recipe
 
 SLOTS = "convert.slots"
+Schema = TypeVar("Schema")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,25 @@ def recipe_schema() -> type[Recipe]:
     if not slots:
         return Recipe
     return dataclasses.make_dataclass("ExtendedRecipe", slots, bases=(Recipe,))
+
+
+def own_settings(recipe: Recipe, schema: type[Schema]) -> Schema:
+    """The settings of the slot that an installed package brings, in its own type.
+
+    Raises:
+        ConvertError: no slot of the recipe has this schema.
+    """
+    for item in dataclasses.fields(recipe):
+        value = getattr(recipe, item.name)
+        if isinstance(value, schema):
+            return value
+    raise ConvertError(
+        Problem(
+            f"The recipe has no slot of the type {schema.__name__}.",
+            f"an entry point of the group {SLOTS} that names it",
+            "add it to the package's pyproject.toml and install the package again",
+        )
+    )
 
 
 def broken_slot_problems(path: str) -> Iterator[Problem]:

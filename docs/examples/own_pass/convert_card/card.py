@@ -1,0 +1,53 @@
+"""card: write README.md, a model card, into the packaged folder."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from convert_card.settings import CardConfig
+from converter.artifacts import Package
+from converter.decoder import Decoder
+from converter.engine import Pass, Run
+from converter.errors import Problem
+from converter.own_slots import own_settings
+from converter.recipe import Recipe
+
+
+class Card(Pass[Package, Package]):
+    """Writes a model card for the folder."""
+
+    name = "card"
+    takes = Package
+    gives = Package
+    slot = "card"
+    guarantees = ("README.md has a title, a license, and the bytes of the model",)
+
+    def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
+        """Called before any work, together with every other pass: all problems, one error."""
+        if not own_settings(recipe, CardConfig).title:
+            yield Problem("card.title is empty.", "the card's first line", 'set card.title="…"')
+
+    def run(self, artifact: Package, run: Run) -> Package:
+        """Write below `artifact.folder` only: it becomes the output once every pass succeeded."""
+        config = own_settings(run.recipe, CardConfig)
+        lines = [
+            "---",
+            f"license: {config.license}",
+            f"language: [{', '.join(config.languages)}]",
+            "---",
+            f"# {config.title}",
+            "",
+            f"Runs with onnxruntime-genai; {artifact.nbytes:,} bytes.",
+        ]
+        text = "\n".join(lines) + "\n"
+        (artifact.folder / "README.md").write_text(text, encoding="utf-8")
+        run.facts[self.name] = {"license": config.license}
+        return dataclasses.replace(artifact, nbytes=artifact.nbytes + len(text.encode()))
+
+    def ensures(self, given: Package, run: Run) -> Iterable[Problem]:
+        """What is wrong with the result; nothing is published then."""
+        if not (given.folder / "README.md").read_text(encoding="utf-8").startswith("---"):
+            yield Problem("README.md has no header.", "a model card", "report this")
+
+    def summary(self, given: Package) -> str:
+        """A few words for the log."""
+        return "README.md"
