@@ -7,39 +7,47 @@ again afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from importlib.resources import files
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from converter.cli.tree import (
+    LOCAL,
+    PRIMARY,
+    RECIPE,
+    Tree,
+    built_in,
+    is_foreign,
+    local_file,
+    recipes_folder,
+    slots,
+    unknown_choice,
+)
 from converter.errors import ConvertError, Problem, raise_if
 from converter.recipe import Recipe
-from converter.schema import (
-    default_values,
-    is_known_path,
-    nearest_names,
-    parse_recipe,
-    unknown_key_problem,
-)
-
-PRIMARY = "convert"
-
-
-def recipes_folder() -> Path:
-    """Folder of the built-in recipe tree."""
-    folder: Any = files("recipes")
-    return Path(str(folder))
+from converter.schema import default_values, is_known_path, nearest_names, parse_recipe
+from converter.schema import unknown_key_problem as unknown_key
 
 
 def group_choices(group: str) -> list[str]:
-    """Names of a slot's choices, such as the recipes or the targets."""
-    return sorted(path.stem for path in (recipes_folder() / group).glob("*.yaml"))
+    """Names of a slot's built-in choices, such as the recipes or the targets."""
+    return built_in(group)
 
 
 def groups() -> list[str]:
     """Names of the slots."""
-    folder = recipes_folder()
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "_")
+    return slots()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked command line, ready for Hydra."""
+
+    words: list[str]
+    """As Hydra takes them."""
+    nodes: Mapping[tuple[str, str], Mapping[str, Any]]
+    """(slot, option) to the flattened content of the files that are not built in."""
+    tree: Tree
 
 
 def compose_recipe(words: Sequence[str]) -> Recipe:
@@ -53,13 +61,71 @@ def compose_recipe(words: Sequence[str]) -> Recipe:
 
 def compose_values(words: Sequence[str]) -> dict[str, Any]:
     """The composed recipe as nested plain containers, not yet checked against the schema."""
-    overrides = [_parse(word) for word in words]
-    raise_if(problem for item in overrides for problem in _override_problems(item))
-    raise_if(_recipe_problems(overrides))
-    values = _compose([_hydra_word(item) for item in overrides if not isinstance(item, Problem)])
+    prepared = prepare(words)
+    values = _compose(prepared)
+    return named(values, prepared.words)
+
+
+def named(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """The values, with the recipe's own name where they state none."""
     if values.get("name") == default_values()["name"]:
-        values["name"] = next(item.value() for item in overrides if item.key_or_group == "recipe")
+        recipe = next(word for word in words if word.startswith(f"{RECIPE}="))
+        name = recipe.partition("=")[2].strip("\"'")
+        values["name"] = name.removeprefix(f"{LOCAL}/").replace("/", "_")
     return values
+
+
+def prepare(words: Sequence[str], sweep: bool = False) -> Prepared:
+    """Check the words of a command line; `sweep` lets a word hold several values.
+
+    Raises:
+        ConvertError: lists every word that cannot be used, with the nearest one that can.
+    """
+    tree, words = _with_local(words)
+    overrides = [_parse(word) for word in words]
+    raise_if(problem for item in overrides for problem in _override_problems(item, tree, sweep))
+    raise_if(_recipe_problems(overrides))
+    return Prepared(
+        [_hydra_word(item) for item in overrides], _foreign_nodes(overrides, tree), tree
+    )
+
+
+def options(item: Any) -> list[Any]:
+    """The values of a parsed override: one, or those that a sweep goes through."""
+    return list(item.sweep_iterator()) if item.is_sweep_override() else [item.value()]
+
+
+def _with_local(words: Sequence[str]) -> tuple[Tree, list[str]]:
+    """The tree in use, and the words with recipe=./FILE.yaml replaced by recipe=local/FILE."""
+    local, found = None, []
+    for word in words:
+        key, _, value = word.partition("=")
+        path = local_file(value.strip("\"'")) if key == RECIPE else None
+        local = path or local
+        found.append(f"{RECIPE}={LOCAL}/{path.stem}" if path else word)
+    return Tree(local), found
+
+
+def _foreign_nodes(
+    overrides: Iterable[Any], tree: Tree
+) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """What Hydra needs of the files that are not built in, those that they choose included."""
+    wanted = [
+        (item.key_or_group, str(option))
+        for item in overrides
+        if item.key_or_group in slots()
+        for option in options(item)
+    ]
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    while wanted:
+        slot, choice = wanted.pop()
+        if not is_foreign(choice) or (slot, choice) in found:
+            continue
+        piece = tree.piece(slot, choice)
+        chosen = [{f"override /{name}": option} for name, (option, _) in piece.choices.items()]
+        found[slot, choice] = {**({"defaults": chosen} if chosen else {}), **piece.merged()}
+        wanted += [(name, option) for name, (option, _) in piece.choices.items()]
+    return found
 
 
 def _parse(word: str) -> Any:
@@ -85,7 +151,7 @@ def _parse(word: str) -> Any:
         )
 
 
-def _override_problems(item: Any) -> Iterator[Problem]:
+def _override_problems(item: Any, tree: Tree, sweep: bool) -> Iterator[Problem]:
     if isinstance(item, Problem):
         yield item
         return
@@ -96,16 +162,17 @@ def _override_problems(item: Any) -> Iterator[Problem]:
             "every key of a recipe present",
             f"set {key}=null or choose another option of its slot",
         )
-    elif item.is_sweep_override():
+    elif item.is_sweep_override() and not sweep:
         yield Problem(
             f"{item.input_line!r} holds several values.",
             "one value, unless the command sweeps",
             f"convert -m … to sweep, or \"{key}='…'\" for a text with commas",
         )
-    elif key in groups() and isinstance(item.value(), (str, int, float)):
-        yield from _choice_problems(key, str(item.value()))
-    elif key.startswith("hydra") or (key not in groups() and not is_known_path(key)):
-        yield unknown_key_problem(key)
+    elif key in slots() and not isinstance(item._value, (dict, list)):
+        for option in options(item):
+            yield from _choice_problems(key, str(option), tree)
+    elif key.startswith("hydra") or (key not in slots() and not is_known_path(key)):
+        yield unknown_key(key)
     elif key == "source.revision" and not isinstance(item.value(), (str, type(None))):
         written = item.input_line.partition("=")[2]
         yield Problem(
@@ -115,18 +182,14 @@ def _override_problems(item: Any) -> Iterator[Problem]:
         )
 
 
-def _choice_problems(group: str, choice: str) -> Iterator[Problem]:
-    choices = group_choices(group)
-    if choice in choices:
-        return
-    near = nearest_names(choice, choices)
-    shown = near or choices[:8]
-    yield Problem(
-        f"Unknown {group} {choice!r}.",
-        f"one of the {len(choices)} built-in ones{'; the nearest: ' if near else ', such as '}"
-        f"{', '.join(shown)}",
-        f"write {group}={shown[0]}, or run `convert --help` for a list",
-    )
+def _choice_problems(slot: str, choice: str, tree: Tree) -> Iterator[Problem]:
+    if is_foreign(choice):
+        try:
+            tree.piece(slot, choice)
+        except ConvertError as error:
+            yield from error.problems
+    elif choice not in built_in(slot):
+        yield unknown_choice(slot, choice)
 
 
 def _recipe_problems(overrides: Iterable[Any]) -> Iterator[Problem]:
@@ -140,17 +203,28 @@ def _hydra_word(item: Any) -> str:
     return word if item.key_or_group in groups() else f"++{word}"
 
 
-def _compose(words: Sequence[str]) -> dict[str, Any]:
-    from hydra import compose, initialize_config_dir
+def register(nodes: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
+    """Tell Hydra the schema and the content of the files that are not built in."""
     from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=default_values())
+    for (slot, choice), node in nodes.items():
+        home, _, name = choice.rpartition("/")
+        package = "_global_" if slot == RECIPE else slot
+        store.store(group=f"{slot}/{home}", name=name, node=dict(node), package=package)
+
+
+def _compose(prepared: Prepared) -> dict[str, Any]:
+    from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    ConfigStore.instance().store(name="schema", node=default_values())
+    register(prepared.nodes)
     try:
         with initialize_config_dir(str(recipes_folder()), version_base="1.3"):
-            config = compose(PRIMARY, list(words))
+            config = compose(PRIMARY, prepared.words)
             values: Any = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConvertError(

@@ -1,0 +1,251 @@
+"""The recipe tree read without Hydra: what exists, and which file each value comes from.
+
+Three kinds of places hold recipe files: this package (`demo`), a team's repository (`acme/demo`),
+and the user's own folder (`./demo.yaml`, which becomes `local/demo`). Files of the last two are
+checked by `converter.trust` and flattened here into plain values, so that Hydra sees data only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from converter.errors import ConvertError, Problem, raise_if
+from converter.schema import nearest_names
+from converter.trust import name_problems, parse_foreign, parse_trusted
+
+PRIMARY = "convert"
+LOCAL = "local"
+RECIPE, SWEEP = "recipe", "sweep"
+_OVERRIDE = "override /"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One file's own values, and the file's label."""
+
+    label: str
+    values: Mapping[str, Any]
+
+
+@dataclass
+class Piece:
+    """A recipe or a slot's choice with all that it builds on, the outermost file last."""
+
+    layers: list[Layer] = field(default_factory=list)
+    choices: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Slot to chosen option and the label of the file that chose it."""
+
+    def merged(self) -> dict[str, Any]:
+        """All layers' values in one."""
+        merged: dict[str, Any] = {}
+        for layer in self.layers:
+            merged = merge(merged, layer.values)
+        return merged
+
+
+def recipes_folder() -> Path:
+    """Folder of the built-in recipe tree."""
+    folder: Any = files("recipes")
+    return Path(str(folder))
+
+
+@lru_cache(maxsize=1)
+def folders() -> tuple[str, ...]:
+    """Names of all folders of the tree: the slots, recipe and sweep."""
+    found = (path for path in recipes_folder().iterdir() if path.is_dir())
+    return tuple(sorted(path.name for path in found if path.name[0] not in "_."))
+
+
+def slots() -> list[str]:
+    """Names of the slots, and `recipe`."""
+    return [name for name in folders() if name != SWEEP]
+
+
+def built_in(folder: str) -> list[str]:
+    """Names of the built-in files of a folder of the tree."""
+    return sorted(path.stem for path in (recipes_folder() / folder).glob("*.yaml"))
+
+
+def choices(folder: str) -> list[str]:
+    """Names of a folder's files, built in and from the repositories in use."""
+    return built_in(folder) + [f"{name}/{path}" for name, path in _foreign_names(folder)]
+
+
+def _foreign_names(folder: str) -> Iterator[tuple[str, str]]:
+    from converter.repositories import repositories
+
+    for name in repositories():
+        for path in repository_tree(name):
+            if path.startswith(f"{folder}/"):
+                yield name, path.removeprefix(f"{folder}/").removesuffix(".yaml")
+
+
+@lru_cache(maxsize=64)
+def repository_tree(name: str) -> Mapping[str, bytes]:
+    """The recipe files of a repository in use, at its pinned commit."""
+    from converter.repositories import read_files, repositories
+
+    return read_files(repositories()[name], folders())
+
+
+@lru_cache(maxsize=64)
+def local_tree(root: Path) -> Mapping[str, bytes]:
+    """The recipe files below a folder of the user's own, links left out."""
+    found = {}
+    for folder in folders():
+        for path in sorted((root / folder).glob("*.yaml")):
+            if not path.is_symlink() and path.is_file():
+                found[f"{folder}/{path.name}"] = _read(path)
+    return found
+
+
+def local_file(text: str) -> Path | None:
+    """The recipe file that `text` names by its path; None when it is a plain name."""
+    if not text.endswith((".yaml", ".yml")):
+        return None
+    path = Path(text).expanduser().resolve()
+    if not path.is_file():
+        raise ConvertError(
+            Problem(f"{path} does not exist.", "a recipe file", "convert new NAME --from OTHER")
+        )
+    return path
+
+
+def is_foreign(choice: str) -> bool:
+    """Whether an option comes from a repository or the user's folder."""
+    return "/" in choice
+
+
+class Tree:
+    """The places that recipe files are read from; `local` is the user's file in use, if any."""
+
+    def __init__(self, local: Path | None = None) -> None:
+        self.local = local
+        self._files = _local_files(local) if local else {}
+
+    def piece(self, folder: str, choice: str, above: tuple[str, ...] = ()) -> Piece:
+        """A file of the tree, flattened.
+
+        Raises:
+            ConvertError: it does not exist, is refused, or builds on itself.
+        """
+        if choice in above:
+            raise ConvertError(_circular(folder, (*above, choice)))
+        label, values = self._read(folder, choice)
+        piece, home = Piece(), choice.rpartition("/")[0]
+        for item in values.pop("defaults", []):
+            if isinstance(item, str) and item != "_self_":
+                base = self.piece(folder, self._qualified(folder, item, home), (*above, choice))
+                piece.layers += base.layers
+                piece.choices |= base.choices
+            elif isinstance(item, dict):
+                ((key, option),) = item.items()
+                slot = str(key).removeprefix("override ").lstrip("/")
+                piece.choices[slot] = self._qualified(slot, str(option), home), label
+        piece.layers.append(Layer(label, values))
+        return piece
+
+    def _qualified(self, folder: str, name: str, home: str) -> str:
+        """A name in a repository's file is the repository's own file first, then the built-in."""
+        own = f"{folder}/{name}.yaml" in self._tree(home) if home else False
+        return f"{home}/{name}" if own else name
+
+    def _read(self, folder: str, choice: str) -> tuple[str, dict[str, Any]]:
+        home, _, name = choice.rpartition("/")
+        path = f"{folder}/{name}.yaml"
+        if not home:
+            place = recipes_folder() / path
+            if name not in built_in(folder):
+                raise ConvertError(unknown_choice(folder, choice))
+            return f"recipes/{path}", parse_trusted(str(place), place.read_bytes())
+        content = self._tree(home).get(path)
+        if content is None:
+            raise ConvertError(unknown_choice(folder, choice))
+        if home == LOCAL:
+            label = str(self.local) if folder == RECIPE else path
+            return label, parse_trusted(label, content)
+        return f"{home}: {path}", parse_foreign(f"{home}: {path}", content, folder, folders())
+
+    def _tree(self, home: str) -> Mapping[str, bytes]:
+        from converter.repositories import repositories
+
+        if home == LOCAL:
+            return self._files
+        return repository_tree(home) if home in repositories() else {}
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`: mappings merge, everything else replaces."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def check_files(label: str, tree: Mapping[str, bytes]) -> None:
+    """Check a whole foreign tree: every file's content, and that it shadows nothing built in.
+
+    Raises:
+        ConvertError: lists the problems of all files.
+    """
+    problems: list[Problem] = []
+    for path, content in tree.items():
+        folder, _, file = path.partition("/")
+        name = file.removesuffix(".yaml")
+        problems += name_problems(f"{label}: {path!r}", name)
+        if name in built_in(folder):
+            problems.append(
+                Problem(
+                    f"{label}: {path} has the name of a built-in {folder}.",
+                    "another name, so that nobody mistakes one for the other",
+                    f"rename it, for instance {folder}/{label}_{name}.yaml",
+                )
+            )
+        try:
+            parse_foreign(f"{label}: {path}", content, folder, folders())
+        except ConvertError as error:
+            problems += error.problems
+    raise_if(problems)
+
+
+def unknown_choice(folder: str, choice: str) -> Problem:
+    """The problem of an option that does not exist, with the nearest that do."""
+    known = choices(folder)
+    home = choice.rpartition("/")[0]
+    near = nearest_names(choice, known)
+    shown = near or known[:8]
+    add = f"`convert repo add {home} URL`, or " if home and home != LOCAL else ""
+    return Problem(
+        f"Unknown {folder} {choice!r}.",
+        f"one of the {len(known)} known ones{'; the nearest: ' if near else ', such as '}"
+        f"{', '.join(shown)}",
+        f"{add}write {folder}={shown[0]}, or run `convert list`",
+    )
+
+
+def _local_files(path: Path) -> dict[str, bytes]:
+    """The user's file, with the slots' folders beside it when it lies in a folder `recipe`."""
+    around = local_tree(path.parent.parent) if path.parent.name == RECIPE else {}
+    return {**around, f"{RECIPE}/{path.stem}.yaml": _read(path)}
+
+
+def _read(path: Path) -> bytes:
+    from converter.trust import MAX_FILE_BYTES
+
+    with path.open("rb") as file:
+        return file.read(MAX_FILE_BYTES + 1)
+
+
+def _circular(folder: str, chain: Iterable[str]) -> Problem:
+    return Problem(
+        f"{folder}: {' → '.join(chain)} builds on itself.",
+        "a chain with an end",
+        "break the circle",
+    )

@@ -1,0 +1,289 @@
+"""What a recipe file from elsewhere may hold; everything else is refused before composing.
+
+A recipe is data. These checks read bytes and give plain containers: Hydra never opens such a file
+itself. So a file cannot name code, read the environment, reach outside of the output folder, or
+be costly to read, whatever the versions of Hydra and OmegaConf make of its syntax.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from converter.errors import ConvertError, Problem, raise_if
+
+MAX_FILE_BYTES = 64 * 1024
+MAX_FILES = 2000
+MAX_DEPTH = 16
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+"""Names of recipes, of slots' choices and of repositories."""
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
+_REFERENCE = re.compile(r"\$\{([a-z_]+)(\.[A-Za-z][A-Za-z0-9_]*)*\}")
+_DEFAULT = re.compile(r"(?:override )?/?([a-z_]+)")
+_PACKAGE = re.compile(r"^\s*#\s*@\s*package\b(.*)$", re.MULTILINE)
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_OUTSIDE = re.compile(
+    r"(_path|_paths|_dir|_dirs|_file|_files|_script|_func|data_config|external_data_name)$"
+)
+FREE_TEXT = ("verify.prompt",)
+"""Keys whose value is read as text and never as a name."""
+NODE_NAMES = "olive.passes."
+"""Below it, a leading slash names a node of the graph; settings that name files are refused."""
+USER_KEYS = {
+    "output": (),
+    "overwrite": (False,),
+    "source.path": (None,),
+    "evaluate.text": ("builtin",),
+    "olive.workflow": (None,),
+}
+"""Keys that name places on the user's machine, with the values that any recipe may give them."""
+RUNTIME_OPTIONS = {
+    "target.session_options": frozenset(
+        [
+            "intra_op_num_threads",
+            "inter_op_num_threads",
+            "graph_optimization_level",
+            "log_severity_level",
+            "log_verbosity_level",
+            "enable_cpu_mem_arena",
+            "enable_mem_pattern",
+            "use_env_allocators",
+            "disable_cpu_ep_fallback",
+            "disable_quant_qdq",
+            "enable_quant_qdq_cleanup",
+            "session_use_device_allocator_for_initializers",
+        ]
+    ),
+    "target.provider_options": frozenset(
+        [
+            "enable_cuda_graph",
+            "enable_graph_capture",
+            "enableGraphCapture",
+            "validationMode",
+            "enable_skip_layer_norm_strict_mode",
+            "use_tf32",
+            "prefer_nhwc",
+            "device_filter",
+            "performance_preference",
+            "cudnn_conv_algo_search",
+            "arena_extend_strategy",
+            "nv_profile_min_shapes",
+            "nv_profile_max_shapes",
+            "nv_profile_opt_shapes",
+            "nv_multi_profile_enable",
+            "nv_cuda_graph_enable",
+            "preferredLayout",
+            "storageBufferCacheMode",
+            "powerPreference",
+        ]
+    ),
+}
+"""Runtime settings that neither load a library nor write a file."""
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """SafeLoader that reads 1e-5 as a number, as OmegaConf does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9_]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_trusted(label: str, content: bytes) -> dict[str, Any]:
+    """The values of a recipe file of the user's own or of this package; `label` names it.
+
+    Its syntax is checked as a foreign file's is, its values are not.
+    """
+    text = _text(label, content)
+    raise_if(_syntax_problems(label, text))
+    values = yaml.load(text, _Loader)  # a SafeLoader, on text without tags and aliases
+    if not isinstance(values or {}, dict):
+        raise ConvertError(_problem(label, "is not a mapping", "keys with values"))
+    return dict(values or {})
+
+
+def parse_foreign(label: str, content: bytes, slot: str, slots: Iterable[str]) -> dict[str, Any]:
+    """The values of a recipe file from elsewhere, `defaults` among them.
+
+    `slot` is the folder that it lies in (`recipe` for a recipe), `slots` are all that exist.
+
+    Raises:
+        ConvertError: lists everything in it that a foreign file may not have.
+    """
+    values = parse_trusted(label, content)
+    own = {key: value for key, value in values.items() if key != "defaults"}
+    prefix = "" if slot in ("recipe", "sweep") else f"{slot}."
+    problems = [*_package_problems(label, content.decode(), slot)]
+    problems += _defaults_problems(label, values.get("defaults", []), slot, set(slots))
+    problems += _value_problems(label, own, prefix)
+    raise_if(problems)
+    return values
+
+
+def name_problems(label: str, name: str) -> Iterator[Problem]:
+    """What is wrong with the name of a recipe, a choice or a repository."""
+    if not NAME.fullmatch(name):
+        yield _problem(label, f"has the name {name!r}", "letters, digits, - and _ (at most 100)")
+
+
+def _text(label: str, content: bytes) -> str:
+    if len(content) > MAX_FILE_BYTES:
+        size = f"has {len(content)} bytes"
+        raise ConvertError(_problem(label, size, f"a recipe of at most {MAX_FILE_BYTES} bytes"))
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ConvertError(_problem(label, "is not UTF-8", "a text file")) from None
+    if any(ord(char) < 32 and char not in "\n\r\t" for char in text):
+        raise ConvertError(_problem(label, "holds control characters", "plain text"))
+    return text
+
+
+def _syntax_problems(label: str, text: str) -> Iterator[Problem]:
+    """What makes YAML more than data, found in its events, before anything is constructed."""
+    depth, documents = 0, 0
+    try:
+        for event in yaml.parse(text, yaml.SafeLoader):
+            found = _event_problem(event)
+            if found:
+                yield _problem(label, f"has {found} in line {event.start_mark.line + 1}", "data")
+            documents += isinstance(event, yaml.DocumentStartEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH or documents > 1:
+                what = (
+                    f"nests deeper than {MAX_DEPTH}" if depth > MAX_DEPTH else "has two documents"
+                )
+                yield _problem(label, what, "one flat mapping of slots and keys")
+                return
+        yield from _key_problems(label, yaml.compose(text, yaml.SafeLoader))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        yield _problem(label, f"is not YAML: {' '.join(str(error).split())}", "a YAML mapping")
+
+
+def _event_problem(event: yaml.Event) -> str | None:
+    if isinstance(event, yaml.AliasEvent):
+        return "an alias (*)"
+    if getattr(event, "anchor", None):
+        return "an anchor (&)"
+    if isinstance(event, yaml.DocumentStartEvent) and (event.tags or event.version):
+        return "a % directive"
+    if getattr(event, "tag", None):
+        return f"the tag {event.tag}"
+    return None
+
+
+def _key_problems(label: str, node: yaml.Node | None) -> Iterator[Problem]:
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else "a collection"
+            if key.tag != "tag:yaml.org,2002:str":
+                yield _problem(label, f"has the key {name!r}, which is no text", "a name")
+            elif name in seen:
+                yield _problem(label, f"has the key {name!r} twice", "each key once")
+            seen.add(name)
+            yield from _key_problems(label, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _key_problems(label, item)
+
+
+def _package_problems(label: str, text: str, slot: str) -> Iterator[Problem]:
+    for package in _PACKAGE.findall(text):
+        if slot != "recipe" or package.strip() != "_global_":
+            yield _problem(label, f"has the header @package{package}", _package_expected(slot))
+
+
+def _package_expected(slot: str) -> str:
+    return "# @package _global_" if slot == "recipe" else f"no @package: its keys go to {slot}"
+
+
+def _defaults_problems(label: str, defaults: Any, slot: str, slots: set[str]) -> Iterator[Problem]:
+    if not isinstance(defaults, list):
+        yield _problem(label, "has a defaults that is no list", "defaults: [NAME, …]")
+        return
+    for item in defaults:
+        for found in _default_problems(item, slot, slots):
+            expected = (
+                f"a name of the same slot, or `override /SLOT: NAME` ({', '.join(sorted(slots))})"
+            )
+            yield _problem(label, f"has {found} in its defaults", expected)
+
+
+def _default_problems(item: Any, slot: str, slots: set[str]) -> Iterator[str]:
+    if isinstance(item, str):
+        if item != "_self_" and not NAME.fullmatch(item):
+            yield f"{item!r}"
+        return
+    if not isinstance(item, dict) or len(item) != 1:
+        yield f"{str(item)[:80]!r}"
+        return
+    ((key, choice),) = item.items()
+    match = _DEFAULT.fullmatch(str(key))
+    if slot != "recipe" or not match or match[1] not in slots - {"recipe", "sweep"}:
+        yield f"{str(key)[:80]!r}"
+    elif not isinstance(choice, str) or not NAME.fullmatch(choice):
+        yield f"{key}: {str(choice)[:80]!r}"
+
+
+def _value_problems(label: str, value: Any, path: str) -> Iterator[Problem]:
+    """Problems of a value whose dotted path is `path`, with a dot at its end."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            here = f"{path}{key}"
+            yield from _place_problems(label, here, str(key), inner)
+            yield from _value_problems(label, inner, f"{here}.")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _value_problems(label, inner, path)
+    elif isinstance(value, str):
+        reason = text_problem(value, path.rstrip("."))
+        if reason:
+            yield _problem(label, f"sets {path.rstrip('.')} to {value[:80]!r}", reason)
+
+
+def _place_problems(label: str, path: str, key: str, value: Any) -> Iterator[Problem]:
+    parent = path.rpartition(".")[0]
+    if not _KEY.fullmatch(key) or path.split(".")[0] == "hydra":
+        yield _problem(label, f"sets {path!r}", "keys of the recipe; nothing in one is code")
+    elif path in USER_KEYS and value not in USER_KEYS[path]:
+        yield _problem(
+            label,
+            f"sets {path}",
+            f"no place of the user's machine; give {path}=… with the command instead",
+        )
+    elif parent in RUNTIME_OPTIONS and key not in RUNTIME_OPTIONS[parent]:
+        yield _problem(label, f"sets {path}", "runtime settings known to open no file")
+    elif path.startswith(NODE_NAMES) and _OUTSIDE.search(key):
+        yield _problem(label, f"sets {path}", "settings that name no file or code")
+
+
+def text_problem(value: str, path: str) -> str | None:
+    """What a text at the dotted key `path` should have been; None when it may stand."""
+    if path in FREE_TEXT:
+        return "text without interpolations (${…})" if "${" in value else None
+    for found in re.findall(r"\$\{[^}]*\}?", value):
+        match = _REFERENCE.fullmatch(found)
+        if match is None or match[1] in ("hydra", "oc", "env"):
+            return "no interpolation but of a recipe's key, such as ${model.repo}"
+    parts = PurePosixPath(value.replace("\\", "/")).parts
+    absolute = value.startswith("/") and not path.startswith(NODE_NAMES)
+    if absolute or value.startswith("~") or ".." in parts or _DRIVE.match(value):
+        return "no path that leads out of the output folder"
+    if "://" in value or "\n" in value:
+        return "a name or a number"
+    return None
+
+
+def _problem(label: str, found: str, expected: str) -> Problem:
+    return Problem(
+        f"{label} {found}.", expected, "correct the file; do not use it if you do not know why"
+    )
