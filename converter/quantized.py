@@ -66,7 +66,7 @@ class QuantizedMatrix(RowGroup):
         return parts
 
     def tiles(self) -> Iterator[tuple[int, int]]:
-        return self.source.tiles(TILE_VALUES // 2)  # the codes' temporaries share the cache
+        return self.source.tiles(TILE_VALUES // 4)  # the temporaries share the cache
 
     def dequantized(self) -> Weight:
         """The matrix that the codes stand for, float32 (N, K)."""

