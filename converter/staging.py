@@ -40,9 +40,11 @@ class Staging:
     def publish(self, seconds: dict[str, float], facts: dict[str, Any]) -> None:
         """Write the lock file and rename the folder into place, replacing an older output.
 
-        The files are hashed here, after the last pass that may have changed them.
+        The files are hashed here, after the last pass that may have changed them. What lies in
+        subfolders are reports; they hold seconds, which differ from run to run.
         """
-        self.lock["files"] = file_entries(sorted(self.folder.iterdir()))
+        files = (path for path in self.folder.iterdir() if path.is_file())
+        self.lock["files"] = file_entries(sorted(files))
         self.lock["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
         if facts:
             self.lock["facts"] = facts
