@@ -1,0 +1,97 @@
+"""One measured run of llama.cpp, in the form of converter.benchmark_worker.
+
+    python benchmarks/llama_worker.py quantize F16.gguf Q4_0.gguf
+    python benchmarks/llama_worker.py '{"folder": Q4_0.gguf, "prompt_lengths": […],
+                                        "new_tokens": …, "threads": …}'
+
+It runs in an environment of its own that has llama-cpp-python, gguf and numpy.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+BATCH = 512
+WARM_UP_TOKENS = 2
+
+
+def quantize(source: str, target: str) -> None:
+    """llama.cpp's own Q4_0: its quantizer decides about embedding and head."""
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    if llama_cpp.llama_model_quantize(source.encode(), target.encode(), parameters):
+        raise SystemExit(f"llama.cpp could not quantize {source}")
+
+
+def measure(folder: str, prompt_lengths: list[int], new_tokens: int, threads: int) -> Any:
+    start = time.perf_counter()
+    model = llama_cpp.Llama(
+        folder,
+        n_ctx=max(prompt_lengths) + new_tokens,
+        n_batch=BATCH,
+        n_ubatch=BATCH,
+        n_threads=threads,
+        n_threads_batch=threads,
+        verbose=False,
+    )
+    load = time.perf_counter() - start
+    vocab_size = model.n_vocab()
+    generate(model, prompt(vocab_size, prompt_lengths[0]), WARM_UP_TOKENS)
+    first, decode = {}, []
+    for length in prompt_lengths:
+        tokens = new_tokens if length == prompt_lengths[0] else 1
+        seconds = generate(model, prompt(vocab_size, length), tokens)
+        first[str(length)] = seconds[0]
+        decode += seconds[1:]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"load": load, "first_token": first, "token": decode, "peak": peak}
+
+
+def prompt(vocab_size: int, length: int) -> list[int]:
+    """The same ids as converter.benchmark_worker gives."""
+    return [3 + number * 7919 % (vocab_size - 3) for number in range(length)]
+
+
+def generate(model: Any, ids: list[int], new_tokens: int) -> list[float]:
+    """Seconds of each greedy token, through llama_decode itself; the first include the prompt."""
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(model.ctx), True)
+    seconds = []
+    start = time.perf_counter()
+    for place in range(0, len(ids), BATCH):
+        decode(model, ids[place : place + BATCH])
+    for _ in range(new_tokens):
+        token = best(model)
+        end = time.perf_counter()
+        seconds.append(end - start)
+        start = end
+        decode(model, [token])
+    return seconds
+
+
+def decode(model: Any, ids: list[int]) -> None:
+    array = (llama_cpp.llama_token * len(ids))(*ids)
+    if llama_cpp.llama_decode(model.ctx, llama_cpp.llama_batch_get_one(array, len(ids))):
+        raise SystemExit("llama_decode failed")
+
+
+def best(model: Any) -> int:
+    logits = llama_cpp.llama_get_logits_ith(model.ctx, -1)
+    return int(np.ctypeslib.as_array(logits, shape=(model.n_vocab(),)).argmax())
+
+
+def main() -> None:
+    if sys.argv[1] == "quantize":
+        quantize(*sys.argv[2:])
+    else:
+        print(json.dumps(measure(**json.loads(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()
