@@ -21,7 +21,6 @@ from converter.schema import nearest_names
 MODULES = "olive.passes.onnx."
 HEAD, EMBEDDING = "/lm_head/MatMul", "/model/embed_tokens/Gather"
 """Names of the nodes in the graph that `graph` builds."""
-POSITIONS = "/model/attention_mask/Gather"
 RENAMING = ("OnnxBlockWiseRtnQuantization", "OnnxHqqQuantization")
 """Passes that call the output of a node that they replace NAME_Q4, the graph's `logits` too."""
 OUTSIDE = re.compile(r"(_path|_dir|_dirs|_file|_script|_func|data_config|external_data_name)$")
@@ -220,7 +219,7 @@ def workflow_of(recipe: Recipe, folder: Path, files: Iterable[str], output: str)
     Raises:
         ConvertError: the recipe has nothing for Olive to do.
     """
-    quantizes = recipe.quant.round == "rtn"
+    quantizes = recipe.quant.round == "rtn" and not recipe.quant.calibrated
     steps = list(rtn_passes(recipe)) if quantizes else []
     steps += planned_passes(recipe.olive)
     if not steps:
@@ -275,7 +274,7 @@ def rtn_passes(recipe: Recipe) -> Iterator[PlannedPass]:
     for node in apart:
         if forms[node][0] != LEFT_IN_FLOAT:
             yield _rtn(forms[node], level, {"nodes_to_include": [node]}, axis=1)
-    yield _rtn(main, level, {"nodes_to_exclude": [*apart, POSITIONS]})
+    yield _rtn(main, level, {"nodes_to_exclude": apart})
     if forms[HEAD][0] != LEFT_IN_FLOAT:
         renamed = f"logits_Q{forms[HEAD][0]}"
         surgery = {"surgeon": "RenameOutputs", "old_names": [renamed], "new_names": ["logits"]}
@@ -292,14 +291,14 @@ def _rtn(
 
 def _unsaid(recipe: Recipe) -> Iterator[str]:
     yield "reading the checkpoint, the graph and the tokenizer: the input folder holds them"
-    if recipe.quant.round == "rtn":
+    if recipe.quant.round == "rtn" and not recipe.quant.calibrated:
         if recipe.quant.embedding.bits != LEFT_IN_FLOAT:
             yield "ties in the embedding: Olive rounds half to even, convert away from zero"
         float_type = recipe.target.float_type
         if float_type != "fp32":
             yield f"rounding from the checkpoint's values: Olive sees them in {float_type}"
     elif recipe.quant.round != "none":
-        yield f"quant.round={recipe.quant.round}: the input folder is quantized already"
+        yield "the recipe's quantization: the input folder is quantized already"
     if recipe.olive.evaluate:
         yield f"olive.evaluate={','.join(recipe.olive.evaluate)}: it uses convert's text"
     yield "the checks of the result: verify, and the comparison of slot olive"

@@ -29,9 +29,9 @@ BUILT_IN = {
     "package": "passes.package:MakePackage",
     "tune": "passes.tune:Tune",
     "verify": "passes.verify:Verify",
-    "benchmark": "passes.benchmark:Benchmark",
     "olive": "passes.olive:Olive",
     "evaluate": "passes.evaluate:Evaluate",
+    "benchmark": "passes.benchmark:Benchmark",
 }
 ENTRY_POINTS = "convert.passes"
 

@@ -29,6 +29,8 @@ class Benchmark(Pass[Package, Package]):
     name = "benchmark"
     takes = Package
     gives = Package
+    slot = "benchmark"
+    guarantees = ("the folder is as it was before",)
 
     def __init__(self) -> None:
         self._summary = ""

@@ -16,6 +16,8 @@ class Tune(Pass[Package, Package]):
     name = "tune"
     takes = Package
     gives = Package
+    slot = "target"
+    guarantees = ("only session options and the chunk size in genai_config.json change",)
 
     def __init__(self) -> None:
         self._tuned: Tuned | None = None

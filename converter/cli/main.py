@@ -16,6 +16,8 @@ VERBS = {
     "chat": ("converter.cli.chat", "talk to a converted model"),
     "bench": ("converter.cli.bench", "measure how fast finished folders run"),
     "eval": ("converter.cli.evaluate", "compare finished folders with their float model"),
+    "olive-config": ("converter.cli.olive_config", "write a recipe as a workflow of Olive"),
+    "plan": ("converter.cli.plan", "say what a conversion will do, from headers alone"),
     "synth": ("converter.cli.synth", "write a synthetic checkpoint to disk"),
 }
 """Verb to the module whose `main(arguments)` runs it, and what it does."""

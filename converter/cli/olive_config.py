@@ -1,0 +1,70 @@
+"""`convert olive-config`: a recipe as a workflow file of Olive, as far as Olive can say it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from converter.cli.compose import compose_recipe
+from converter.errors import ConvertError, Problem
+from converter.model_writer import DATA_FILE, MODEL_FILE
+from converter.olive_config import Workflow, workflow_of
+from converter.staging import LOCK
+
+ALONG = ("genai_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
+"""Files that go with the model when the input folder does not exist yet."""
+NOT_ALONG = (MODEL_FILE, DATA_FILE, LOCK, "recipe.yaml")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb."""
+    parser = argparse.ArgumentParser(
+        prog="convert olive-config",
+        description="Print an Olive workflow (YAML) that makes of a plain conversion what the "
+        "recipe would; its first lines say how to make that conversion and what Olive cannot say.",
+    )
+    parser.add_argument("overrides", nargs="+", help="recipe=NAME and further key=value")
+    parser.add_argument("--input", type=Path, help="the plain conversion; default: NAME-plain")
+    parser.add_argument("--to", type=Path, help="file to write; default: the terminal")
+    parsed = parser.parse_args(arguments)
+    recipe = compose_recipe(parsed.overrides)
+    folder = (parsed.input or Path(f"{recipe.name}-plain")).expanduser().absolute()
+    workflow = workflow_of(recipe, folder, _files(folder), f"{recipe.name}-olive")
+    text = _text(workflow, parsed.overrides, folder)
+    if parsed.to is None:
+        sys.stdout.write(text)
+        return 0
+    try:
+        with parsed.to.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise ConvertError(
+            Problem(f"{parsed.to} exists already.", "a new file", "choose another name")
+        ) from error
+    print(parsed.to)
+    return 0
+
+
+def _files(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return list(ALONG)
+    return sorted(path.name for path in folder.iterdir() if path.name not in NOT_ALONG)
+
+
+def _text(workflow: Workflow, words: Sequence[str], folder: Path) -> str:
+    import yaml
+
+    command = shlex.join([*words, *workflow.input_overrides, f"output={folder}"])
+    comments = [
+        "A workflow of Olive. First make its input:",
+        f"  convert {command}",
+        "then run it; CI=1 keeps Olive from waiting for its telemetry:",
+        "  CI=1 olive run --config FILE",
+        "What the recipe says and Olive cannot:",
+        *(f"- {text}" for text in workflow.unsaid),
+    ]
+    body: str = yaml.safe_dump(workflow.values, sort_keys=False, allow_unicode=True)
+    return "".join(f"# {line}\n" for line in comments) + body

@@ -1,0 +1,116 @@
+"""Writes docs/passes.md from the passes' own source: `python -m converter.cli.passes_doc`."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import json
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from converter import recipe
+from converter.pass_registry import BUILT_IN, PassDescription, describe_passes
+from converter.recipe import Recipe
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "passes.md"
+HEAD = """# Passes
+
+Generated from the code by `python -m converter.cli.passes_doc`; a test compares. Each pass takes
+one artifact and gives the next (`converter/artifacts.py`); which passes a recipe runs, and in which
+order, its key `passes` says. A pass of your own: [own_pass.md](own_pass.md).
+"""
+
+
+def main() -> None:
+    """Write the document."""
+    DOCUMENT.write_text(document(), encoding="utf-8")
+
+
+def document() -> str:
+    """The whole text of docs/passes.md."""
+    passes = [item for item in describe_passes() if item.name in BUILT_IN]
+    return "\n".join([HEAD, *_table(passes), *(line for item in passes for line in _section(item))])
+
+
+def _table(passes: list[PassDescription]) -> Iterator[str]:
+    yield "| pass | takes | gives | slot |"
+    yield "|---|---|---|---|"
+    for item in passes:
+        link = f"[{item.name}](#{item.name})"
+        yield f"| {link} | {item.takes or 'the recipe'} | {item.gives} | {item.slot} |"
+    yield ""
+
+
+def _section(item: PassDescription) -> Iterator[str]:
+    yield f"## {item.name}"
+    yield ""
+    yield f"{item.purpose} (`{item.module.replace('.', '/')}.py`)"
+    yield ""
+    if item.guarantees:
+        yield "Guarantees, when it has not raised:"
+        yield ""
+        yield from (f"- {text}" for text in item.guarantees)
+        yield ""
+    if item.slot:
+        schema = typing.get_type_hints(Recipe)[item.slot]
+        yield f"Slot `{item.slot}`:"
+        yield ""
+        yield "| key | default | |"
+        yield "|---|---|---|"
+        yield from _keys(schema, f"{item.slot}.")
+        yield ""
+
+
+def _keys(schema: type, prefix: str) -> Iterator[str]:
+    documented = field_docs(schema)
+    for field in dataclasses.fields(schema):
+        kind = typing.get_type_hints(schema)[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from _keys(typing.cast(type, kind), f"{prefix}{field.name}.")
+            continue
+        text = " ".join(documented.get(field.name, "").split())
+        choices = [str(value) for value in _choices(kind)]
+        offered = f"{'one of' if choices else ''} {', '.join(choices)}".strip()
+        said = " ".join(filter(None, [text, f"({offered})" if offered else ""]))
+        yield f"| `{prefix}{field.name}` | {_default(field)} | {said.replace('|', chr(92) + '|')} |"
+
+
+def field_docs(schema: type) -> dict[str, str]:
+    """The strings that stand below the fields of a dataclass, by field."""
+    tree = ast.parse(inspect.getsource(recipe))
+    (body,) = (
+        node.body
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == schema.__name__
+    )
+    found = {}
+    for item, following in itertools.pairwise(body):
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            value = following.value if isinstance(following, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                found[item.target.id] = value.value
+    return found
+
+
+def _choices(kind: Any) -> Iterator[Any]:
+    if typing.get_origin(kind) is typing.Literal:
+        yield from typing.get_args(kind)
+        return
+    for inner in typing.get_args(kind):
+        yield from _choices(inner)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    shown = value if isinstance(value, str) and value else json.dumps(value)
+    return f"`{shown}`"
+
+
+if __name__ == "__main__":
+    main()
