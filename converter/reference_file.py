@@ -15,9 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -113,9 +113,10 @@ def write_reference(path: Path, header: ReferenceHeader) -> Iterator[ReferenceWr
     ValueError when the block added another number of chunks than `header` says.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    # Not mkstemp: its files are for one user only, and a team may share the cache.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(header.encoded())
             writer = ReferenceWriter(stream, header)
             yield writer
@@ -125,8 +126,7 @@ def write_reference(path: Path, header: ReferenceHeader) -> Iterator[ReferenceWr
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 class ReferenceFile:
