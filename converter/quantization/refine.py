@@ -14,7 +14,7 @@ from torch import Tensor
 from converter.quantization.rtn import BlockFormat, Codes
 from converter.quantization.search import reciprocal
 
-_COLUMNS = 64  # inputs visited between two matrix products
+_COLUMNS = 64  # inputs visited, at least, between two matrix products
 
 
 def refine(
@@ -23,16 +23,18 @@ def refine(
     form: BlockFormat,
     hessian: Tensor,
     *,
+    sweeps: int = 1,
     damping: float = 0.01,
     scale_dtype: torch.dtype = torch.float32,
 ) -> Codes:
-    """Fit the scales, revisit the codes, fit the scales again; keep per row what is better.
+    """Fit the scales and revisit the codes, block by block; keep per row what is better.
 
     Args:
         weight: [N, K], any floating type.
         quantized: from `gptq_round` (or any other rounding) in the format `form`.
         form: bits, block size, symmetric or not; zero points stay as they are.
         hessian: XᵀX [K, K].
+        sweeps: times that every scale and code is visited; each costs about 2 N K² operations.
         damping: multiple of the mean of diag(H) added to the diagonal, as in `gptq_factor`.
         scale_dtype: type in which the scales will be stored.
 
@@ -45,9 +47,8 @@ def refine(
     damped.diagonal().add_(damping if bool(damped.any()) else 1.0)
     state = _State(weight, quantized, form, damped)
     before = state.error()
-    state.fit_scales(scale_dtype)
-    state.revisit_codes()
-    state.fit_scales(scale_dtype)
+    for _ in range(sweeps):
+        state.sweep(scale_dtype)
     worse = state.error() > before
     result = state.codes()
     return Codes(
@@ -87,45 +88,49 @@ class _State:
         """Each row's share of tr(ΔW H ΔWᵀ), [N]."""
         return (self.difference() * self.descent).sum(0)
 
-    def fit_scales(self, scale_dtype: torch.dtype) -> None:
-        """Minimise over each block's scale in turn: s += z·(H Δ) / z·H z."""
+    def sweep(self, scale_dtype: torch.dtype) -> None:
+        """Visit every block in turn: fit its scale, then revisit its codes."""
         size = self.form.block_size
-        for block in range(self.scales.shape[0]):
-            inputs = slice(block * size, min((block + 1) * size, self.columns))
-            integers = self.integers[inputs]
-            square = (integers * (self.hessian[inputs, inputs] @ integers)).sum(0)
-            step = (integers * self.descent[inputs]).sum(0) * reciprocal(square)
-            new = (self.scales[block] + step).to(scale_dtype).to(torch.float32)
-            change = integers * (new - self.scales[block])
-            self.descent.addmm_(self.hessian[:, inputs], change, alpha=-1)
-            self.scales[block] = new
-
-    def revisit_codes(self) -> None:
-        """Minimise over each input's code in turn, all rows at once."""
-        for start in range(0, self.columns, _COLUMNS):
-            inputs = slice(start, min(start + _COLUMNS, self.columns))
-            before = self.integers[inputs] * self._scale_rows(inputs)
-            self._revisit(inputs)
-            change = self.integers[inputs] * self._scale_rows(inputs) - before
+        group = max(size, _COLUMNS)
+        for start in range(0, self.columns, group):
+            inputs = slice(start, min(start + group, self.columns))
+            before = self._rounded(inputs)
+            # Within the group its own part of the gradient is kept up to date step by step, the
+            # rest in one product at its end.
+            inner, descent = self.hessian[inputs, inputs], self.descent[inputs].clone()
+            for first in range(0, inputs.stop - start, size):
+                block = slice(first, min(first + size, inputs.stop - start))
+                self._fit_scale(start, block, inner, descent, scale_dtype)
+                for j in range(block.start, block.stop):
+                    self._revisit_code(start + j, inner[j, j:], descent[j:])
+            change = self._rounded(inputs) - before
             self.descent.addmm_(self.hessian[:, inputs], change, alpha=-1)
 
-    def _scale_rows(self, inputs: slice) -> Tensor:
+    def _rounded(self, inputs: slice) -> Tensor:
         blocks = torch.arange(inputs.start, inputs.stop) // self.form.block_size
-        return self.scales[blocks]
+        return self.integers[inputs] * self.scales[blocks]
 
-    def _revisit(self, inputs: slice) -> None:
-        """Revisit inputs one after the other; `descent` is brought up to date by the caller."""
-        inner = self.hessian[inputs, inputs]
-        descent = self.descent[inputs].clone()
-        for j in range(inputs.stop - inputs.start):
-            k = inputs.start + j
-            block = k // self.form.block_size
-            scale, zero = self.scales[block], self.zero[block]
-            wanted = self.integers[k] + descent[j] * reciprocal(scale) / inner[j, j]
-            new = wanted.round_().clamp_(-zero, self.form.max_code - zero)
-            change = (new - self.integers[k]) * scale
-            descent[j:].addr_(inner[j:, j], change, alpha=-1)
-            self.integers[k] = new
+    def _fit_scale(
+        self, start: int, block: slice, inner: Tensor, descent: Tensor, scale_dtype: torch.dtype
+    ) -> None:
+        """The exact minimiser over one block's scale: s += z·(H Δ) / z·H z."""
+        number = (start + block.start) // self.form.block_size
+        integers = self.integers[start + block.start : start + block.stop]
+        square = (integers * (inner[block, block] @ integers)).sum(0)
+        step = (integers * descent[block]).sum(0) * reciprocal(square)
+        new = (self.scales[number] + step).to(scale_dtype).to(torch.float32)
+        change = integers * (new - self.scales[number])
+        descent.addmm_(inner[:, block], change, alpha=-1)
+        self.scales[number] = new
+
+    def _revisit_code(self, k: int, curvature: Tensor, descent: Tensor) -> None:
+        """The exact minimiser over input k's code; `curvature` is H[k, k:], `descent` from k on."""
+        block = k // self.form.block_size
+        scale, zero = self.scales[block], self.zero[block]
+        wanted = self.integers[k] + descent[0] * reciprocal(scale) / curvature[0]
+        new = wanted.round_().clamp_(-zero, self.form.max_code - zero)
+        descent.addr_(curvature, (new - self.integers[k]) * scale, alpha=-1)
+        self.integers[k] = new
 
     def codes(self) -> Codes:
         """The refined weight; the padding keeps the codes that it had."""
