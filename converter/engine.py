@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from converter.artifacts import Graph
 from converter.decoder import Decoder
 from converter.errors import ConvertError, Problem, raise_if
 from converter.progress import Progress, Silent
@@ -70,6 +71,10 @@ class Pass(ABC, Generic[Taken, Given]):
         """What `run` will give, from headers alone; for a pass whose `run` does more than that."""
         return self.run(artifact, run)
 
+    def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
+        """Bytes that `run` takes at its peak, estimated from shapes; None when it cannot tell."""
+        return None
+
     def ensures(self, given: Given, run: Run) -> Iterable[Problem]:
         """What is wrong with the pass's own result."""
         return ()
@@ -108,6 +113,15 @@ def run_recipe(
 
 def check(recipe: Recipe, passes: Sequence[Pass[Any, Any]], output: Path | None) -> Decoder | None:
     """Raise everything that is wrong with the recipe, from headers alone; give the decoder."""
+    decoder, problems = find_problems(recipe, passes, output)
+    raise_if(problems)
+    return decoder
+
+
+def find_problems(
+    recipe: Recipe, passes: Sequence[Pass[Any, Any]], output: Path | None
+) -> tuple[Decoder | None, list[Problem]]:
+    """The decoder, or None where it cannot be read, and everything that is wrong."""
     problems: list[Problem] = list(_output_problems(output, recipe)) if output else []
     decoder, artifact = None, None
     dry = Run(recipe, Staging.nowhere())
@@ -122,8 +136,7 @@ def check(recipe: Recipe, passes: Sequence[Pass[Any, Any]], output: Path | None)
         decoder = artifact if isinstance(artifact, Decoder) else decoder
     for item in passes:
         problems += item.requires(recipe, decoder)
-    raise_if(problems)
-    return decoder
+    return decoder, problems
 
 
 def output_folder(recipe: Recipe) -> Path:

@@ -104,7 +104,7 @@ def write_model(
         _run_tasks(tasks, threads or os.cpu_count() or 1, total, advance)
     finally:
         os.close(descriptor)
-    _write_graph(model, folder, places)
+    write_graph(model, folder, places)
     return total
 
 
@@ -190,8 +190,8 @@ def _run_tasks(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _write_graph(model: ir.Model, folder: Path, places: Mapping[str, Place]) -> None:
-    """Save the graph with references into the data file; the given model stays lazy."""
+def write_graph(model: ir.Model, folder: Path, places: Mapping[str, Place]) -> None:
+    """Save model.onnx with references into the data file; the given model stays lazy."""
     lazy = {}
     for name, place in places.items():
         value = model.graph.initializers[name]

@@ -18,7 +18,8 @@ from converter.engine import Pass, Run, output_folder
 from converter.errors import Problem
 from converter.genai_config import TokenIds, genai_config
 from converter.hashing import file_entries
-from converter.model_writer import write_model
+from converter.memory import writing_memory
+from converter.model_writer import model_weights, write_model
 from converter.progress import format_bytes
 from converter.recipe import Recipe
 from converter.tokenizer import TokenizerFiles, prepare_tokenizer
@@ -54,6 +55,9 @@ class MakePackage(Pass[Graph, Package]):
                 f"at least {format_bytes(needed)} for the result",
                 "set output=FOLDER on a disk with more room, or free some",
             )
+
+    def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
+        return writing_memory(model_weights(graph.model).values(), recipe.threads)
 
     def run(self, artifact: Graph, run: Run) -> Package:
         folder, recipe = run.staging.folder, run.recipe

@@ -19,12 +19,13 @@ import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 import torch
 
-from converter.artifacts import Package
+from converter.artifacts import Graph, Package
 from converter.cpu_model import widen
 from converter.decoder import Decoder
 from converter.engine import Pass, Run
 from converter.errors import ConvertError, Problem
-from converter.model_writer import DATA_FILE, MODEL_FILE
+from converter.memory import RUNTIME_BYTES, reference_memory, session_memory
+from converter.model_writer import DATA_FILE, MODEL_FILE, data_size, model_weights, place_tensors
 from converter.recipe import Recipe
 from converter.reference import Reference
 
@@ -78,6 +79,16 @@ class Verify(Pass[Package, Package]):
                 "a largest relative error for the recipe's precision",
                 f"set verify.max_error.{precision(recipe)}=0.01, or add verify=none",
             )
+
+    def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
+        weights = model_weights(graph.model)
+        whole = data_size(place_tensors(weights))
+        if whole <= recipe.verify.max_bytes:  # the session is gone when the reference begins
+            return max(session_memory(whole), RUNTIME_BYTES + reference_memory(graph.decoder))
+        outside = sum(w.nbytes for name, w in weights.items() if "embed_tokens" in name)
+        layer = sum(w.nbytes for name, w in weights.items() if ".layers.0." in name)
+        cut = outside + recipe.verify.first_layers * layer
+        return session_memory(cut) + reference_memory(graph.decoder)
 
     def run(self, artifact: Package, run: Run) -> Package:
         verify = run.recipe.verify

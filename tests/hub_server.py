@@ -85,13 +85,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
-        listing = re.fullmatch(r"/api/models/(.+?/.+?)/revision/(.+)", path)
+        listing = re.fullmatch(r"/api/models/(.+?/.+?)(?:/revision/(.+))?", path)
         file = re.fullmatch(r"/(.+?/.+?)/resolve/(.+?)/(.+)", path)
         large = re.fullmatch(r"/lfs/([0-9a-f]+)/(.+)", path)
         if large:
             self._send_content(*large.groups())
         elif match := listing or file:
-            self._answer(match[1], match[2], match[3] if file else None)
+            self._answer(match[1], match[2] or "main", match[3] if file else None)
         else:
             self._fail(404, "EntryNotFound")
 

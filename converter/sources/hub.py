@@ -133,29 +133,46 @@ def find_repository(repo: str, revision: str | None) -> Repository:
     Raises:
         ConvertError: see `open_hub`.
     """
-    from huggingface_hub import hf_hub_download
-
-    with _hub_errors(repo, revision):
-        config = Path(hf_hub_download(repo, "config.json", revision=revision))
-    commit = config.parent.name  # the cache's layout: snapshots/COMMIT/config.json
-    return Repository(repo, commit, config.parent, _list_files(repo, commit, config.parent))
-
-
-def _list_files(repo: str, commit: str, folder: Path) -> dict[str, RemoteFile]:
-    from huggingface_hub import HfApi
-
     try:
-        with _hub_errors(repo, commit):
-            info = HfApi().model_info(
-                repo, revision=commit, files_metadata=True, timeout=LIST_SECONDS
-            )
-    except HubUnreachableError:
-        return {path.name: RemoteFile(path.name) for path in folder.iterdir()}
-    files = (
+        info = _ask(repo, revision)
+    except HubUnreachableError as error:
+        config = _cached_config(repo, revision, error)
+        files = {path.name: RemoteFile(path.name) for path in config.parent.iterdir()}
+        return Repository(repo, config.parent.name, config.parent, files)
+    # Asked for by its branch, the file makes the cache note which commit the branch was at.
+    config = _download(repo, "config.json", revision)
+    commit = config.parent.name  # the cache's layout: snapshots/COMMIT/config.json
+    if commit != info.sha:  # the branch moved in between
+        info = _ask(repo, commit)
+    listed = (
         RemoteFile(item.rfilename, item.size, item.lfs.sha256 if item.lfs else None)
         for item in info.siblings or ()
     )
-    return {file.name: file for file in files}
+    return Repository(repo, commit, config.parent, {file.name: file for file in listed})
+
+
+def _ask(repo: str, revision: str | None) -> Any:
+    """The hub's description of a repository; asked first, since it answers without retries."""
+    from huggingface_hub import HfApi
+
+    with _hub_errors(repo, revision):
+        return HfApi().model_info(
+            repo, revision=revision, files_metadata=True, timeout=LIST_SECONDS
+        )
+
+
+def _cached_config(repo: str, revision: str | None, unreachable: HubUnreachableError) -> Path:
+    try:
+        return _download(repo, "config.json", revision, local_files_only=True)
+    except HubUnreachableError:
+        raise unreachable from None
+
+
+def _download(repo: str, name: str, revision: str | None, **options: Any) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with _hub_errors(repo, revision, name):
+        return Path(hf_hub_download(repo, name, revision=revision, **options))
 
 
 def _fetch_small_files(found: Repository) -> WeightForm:
@@ -171,7 +188,7 @@ def _fetch_small_files(found: Repository) -> WeightForm:
         )
     for name in (*SMALL_FILES, form.index):
         if name in found.files:
-            _fetch(found, name)
+            _download(found.repo, name, found.commit)
     return form
 
 
@@ -181,20 +198,13 @@ def _shard_names(found: Repository, form: WeightForm) -> list[str]:
     return sorted(set(read_index(found.folder / form.index).values()))
 
 
-def _fetch(found: Repository, name: str, **options: Any) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    with _hub_errors(found.repo, found.commit, name):
-        return Path(hf_hub_download(found.repo, name, revision=found.commit, **options))
-
-
 def _fetch_shards(found: Repository, shards: Sequence[RemoteFile], advance: Advance) -> None:
     """Fetch and check the weights, one file after the other, so that an interrupt ends it."""
     total = sum(shard.size or 0 for shard in shards)
     done = 0
     for shard in shards:
         bar = _progress_class(advance, done, total, shard.name)
-        path = _fetch(found, shard.name, tqdm_class=bar)
+        path = _download(found.repo, shard.name, found.commit, tqdm_class=bar)
         advance(done, total, f"checking {shard.name}")
         raise_if(_content_problems(found, path, shard))
         done += path.stat().st_size

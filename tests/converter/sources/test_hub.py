@@ -195,7 +195,6 @@ def test_works_without_a_network_from_the_cache(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetch()
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the library's pauses between tries
     nowhere = "http://127.0.0.1:9"  # the discard port: nothing listens
     point_to(nowhere, tmp_path / "cache", monkeypatch)
     assert fetch().origin["commit"] == FIRST
