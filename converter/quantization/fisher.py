@@ -102,3 +102,22 @@ def weighted_gram(inputs: Tensor, weights: Tensor) -> Tensor:
     """H = Σ_t weights_t x_t x_tᵀ, float32 [K, K], of inputs [..., K] and weights [...]."""
     rows = inputs.flatten(0, -2).float() * weights.flatten().sqrt()[:, None]
     return rows.t() @ rows
+
+
+def expected_divergence(
+    output_error: float, gradient_square: float, rows: int, tokens: int
+) -> float:
+    """KL divergence in nats per token that rounding one linear is expected to cause.
+
+    ½ · mean ‖g_t‖² / N · tr(ΔW H ΔWᵀ) / T, the errors spread evenly over the N outputs. It ranks
+    linears and formats (what `choose_formats` needs); it is no forecast: for a whole 4-bit model
+    the measured divergence was about twice the sum.
+
+    Args:
+        output_error: tr(ΔW H ΔWᵀ), with H from token weights of mean 1; scaled up by N over their
+            number where only a sample of the rows was rounded.
+        gradient_square: mean over the tokens of ‖g_t‖² of this linear.
+        rows: N, its outputs.
+        tokens: T, from which H was gathered.
+    """
+    return 0.5 * gradient_square / rows * output_error / tokens

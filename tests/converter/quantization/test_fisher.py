@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from converter.quantization.fisher import (
+    expected_divergence,
     head_gradient,
     layer_gradient,
     token_weights,
     weighted_gram,
 )
+from converter.quantization.gptq import hessian_error
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -88,3 +91,34 @@ def test_weighted_gram_counts_a_token_as_often_as_its_weight() -> None:
     weights = torch.tensor([[1.0, 2.0, 0.0], [3.0, 1.0, 1.0]])
     repeated = inputs.flatten(0, 1).repeat_interleave(weights.flatten().long(), 0)
     torch.testing.assert_close(weighted_gram(inputs, weights), repeated.t() @ repeated)
+
+
+def test_expected_divergence_is_that_of_random_errors() -> None:
+    model = _model()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False).mul_(3)
+    ids = torch.randint(0, 64, (64, 12))
+    layer = model.model.layers[1]
+    linear, seen = layer.mlp.up_proj, {}
+    linear.register_forward_hook(lambda _m, args, out: seen.update(inputs=args[0], output=out))
+    linear.weight.requires_grad_()
+    log_p = model(ids).logits.log_softmax(-1)
+    squares, inputs = torch.zeros(64, 12), seen["inputs"].detach()
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.multinomial(log_p.exp().flatten(0, 1), 1, generator=generator)
+        loss = -log_p.flatten(0, 1).gather(-1, drawn).sum()
+        gradient = torch.autograd.grad(loss, seen["output"], retain_graph=True)[0]
+        squares += gradient.square().sum(-1) / 4
+    linear.weight.requires_grad_(False)
+    hessian = weighted_gram(inputs, token_weights([squares]))
+    log_p, weight = log_p.detach(), linear.weight.clone()
+    measured = expected = 0.0
+    for seed in range(20):
+        error = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) * 0.01
+        linear.weight.copy_(weight + error)
+        log_q = model(ids).logits.log_softmax(-1)
+        measured += float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        output_error = hessian_error(weight, weight + error, hessian)
+        expected += expected_divergence(output_error, float(squares.mean()), 48, ids.numel())
+    assert expected == pytest.approx(measured, rel=0.25)
