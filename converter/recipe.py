@@ -6,6 +6,7 @@ composed mapping against these classes and builds a `Recipe`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -87,10 +88,16 @@ class MatrixQuantConfig:
 
 @dataclass
 class QuantConfig:
-    """Block-wise weight quantization."""
+    """Block-wise weight quantization; docs/quantization.md compares the schemes."""
 
-    round: Literal["none", "rtn"] = "none"
+    smooth: Literal["none", "awq"] = "none"
+    """Scales per input channel, folded into the norm or the rows before, that protect weights."""
+    round: Literal["none", "rtn", "search", "gptq"] = "none"
     """How a weight becomes a code; `none` keeps the float type."""
+    refine: bool = False
+    """Go back to GPTQ's codes and scales by coordinate descent."""
+    token_weights: Literal["none", "fisher"] = "none"
+    """Weigh calibration tokens by their squared gradients, so that errors count as they matter."""
     bits: Literal[4, 8] = 4
     block_size: int = 32
     symmetric: bool = True
@@ -98,8 +105,37 @@ class QuantConfig:
     """MatMulNBits accuracy_level; null takes the target's."""
     pad_last_block: bool = False
     """Pad columns that the block size does not divide, at the cost of a larger file."""
+    target_size: str | None = None
+    """Largest sum of all weights as stored, such as 89.9MB: bits and blocks are then chosen for
+    each matrix. The rotary caches and the alignment of tensors in the file come on top."""
+    bits_per_weight: float | None = None
+    """The same as an average over the quantized matrices, scales and zero points included."""
     lm_head: MatrixQuantConfig = field(default_factory=MatrixQuantConfig)
     embedding: MatrixQuantConfig = field(default_factory=MatrixQuantConfig)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether each matrix gets a format of its own under a budget."""
+        return self.target_size is not None or self.bits_per_weight is not None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the scheme needs activations."""
+        return self.smooth != "none" or self.round in ("search", "gptq") or self.mixed
+
+
+@dataclass
+class CalibrationConfig:
+    """The tokens on which calibrated quantization measures activations."""
+
+    text: str = "builtin"
+    """`builtin`, a text file, a .jsonl file of chats, or a folder of those."""
+    tokens: int = 8192
+    sequence_length: int = 512
+    seed: int = 0
+    """Seed of the order of documents."""
+    compute: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type of the matrix products; auto takes bf16 for a 16-bit checkpoint where the CPU has it."""
 
 
 @dataclass
@@ -223,6 +259,7 @@ class Recipe:
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     graph: GraphConfig = field(default_factory=GraphConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -233,6 +270,8 @@ class Recipe:
 def impossible_values(recipe: Recipe) -> Iterator[Problem]:
     """Values that are well typed but that nothing can be made of, alone or together."""
     yield from _block_size_problems(recipe.quant)
+    yield from _scheme_problems(recipe.quant)
+    yield from _calibration_problems(recipe.calibration)
     yield from target_problems(recipe.target, recipe.quant)
     if recipe.graph.context_length is not None and recipe.graph.context_length < 1:
         yield Problem(
@@ -277,6 +316,56 @@ def _benchmark_problems(benchmark: BenchmarkConfig) -> Iterator[Problem]:
             f"rounds={benchmark.rounds}.",
             "prompts of a token and more, at least 2 new tokens and 1 round",
             "choose benchmark=standard and change less",
+        )
+
+
+def _scheme_problems(quant: QuantConfig) -> Iterator[Problem]:
+    if quant.round == "none" and quant.calibrated:
+        yield Problem(
+            f"quant.round=none with quant.smooth={quant.smooth}, "
+            f"target_size={quant.target_size}, bits_per_weight={quant.bits_per_weight}.",
+            "a rounding for the others to work on",
+            "set quant.round=gptq, or quant=none alone",
+        )
+    if quant.refine and quant.round != "gptq":
+        yield Problem(
+            f"quant.refine=true with quant.round={quant.round}.",
+            "quant.round=gptq, whose result is refined",
+            "set quant.round=gptq or quant.refine=false",
+        )
+    if quant.target_size is not None and quant.bits_per_weight is not None:
+        yield Problem(
+            f"quant.target_size={quant.target_size} and bits_per_weight={quant.bits_per_weight}.",
+            "one of the two",
+            "set the other one to null",
+        )
+    if quant.target_size is not None and parse_size(quant.target_size) is None:
+        yield Problem(
+            f"quant.target_size={quant.target_size}.",
+            "a number and a unit: kB, MB, GB (thousands) or KiB, MiB, GiB",
+            "set quant.target_size=89.9MB",
+        )
+
+
+SIZE_UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of a size such as `89.9MB`; None when it is not one."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    units = {unit.lower(): size for unit, size in SIZE_UNITS.items()}
+    if match is None or match[2].lower() not in units:
+        return None
+    return int(float(match[1]) * units[match[2].lower()])
+
+
+def _calibration_problems(calibration: CalibrationConfig) -> Iterator[Problem]:
+    if not 1 <= calibration.sequence_length <= calibration.tokens:
+        yield Problem(
+            f"calibration.sequence_length={calibration.sequence_length} and "
+            f"calibration.tokens={calibration.tokens}.",
+            "at least one whole sequence of at least one token",
+            "set calibration.tokens=8192 calibration.sequence_length=512",
         )
 
 

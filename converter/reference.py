@@ -76,10 +76,16 @@ class Reference:
                 hidden,
                 attention_mask=None,
                 position_ids=positions,
-                position_embeddings=self._rotary(hidden, positions),
+                position_embeddings=self.position_embeddings(hidden),
             )
         output: torch.Tensor = result[0] if isinstance(result, tuple) else result
         return output
+
+    def position_embeddings(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines (1, tokens, head_dim) of the positions of (batch, tokens, …)."""
+        positions = torch.arange(hidden.shape[1]).unsqueeze(0)
+        cos, sin = self._rotary(hidden, positions)
+        return cos, sin
 
     def hidden_states(self, token_ids: torch.Tensor, layers: int | None = None) -> torch.Tensor:
         """Hidden states after the first `layers` layers (all when None), before the last norm."""

@@ -6,23 +6,35 @@ Operators: MatMulNBits and GatherBlockQuantized (onnxruntime's docs/ContribOpera
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import torch
 
-from converter.architecture import Architecture
 from converter.artifacts import FLOAT_TYPES, MATRIX, Graph, WeightTensor
-from converter.decoder import Decoder
+from converter.cache import Cache, cache_folder
+from converter.calibration_text import load_text
+from converter.decoder import BIAS, Decoder
 from converter.engine import Pass, Run
-from converter.errors import Problem
+from converter.errors import ConvertError, Problem
+from converter.quantization.formats import (
+    budget_problems,
+    indivisible,
+    matrix_format,
+    tied_format,
+)
 from converter.quantization.rtn import BlockFormat
-from converter.quantized import QuantizedMatrix
-from converter.recipe import LEFT_IN_FLOAT, QuantConfig, Recipe, TargetConfig
-from converter.weight import CastWeight, Weight
+from converter.quantized import QuantizedMatrix, Rounding
+from converter.recipe import QuantConfig, Recipe, TargetConfig
+from converter.weight import CastWeight, Weight, concatenate_rows
 from passes.graph import kernel_problems
 
+if TYPE_CHECKING:
+    from converter.calibration.calibrate import Calibrated
+
 CONTRIB = "com.microsoft"
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
 class Quantize(Pass[Graph, Graph]):
@@ -41,25 +53,37 @@ class Quantize(Pass[Graph, Graph]):
         return recipe.quant.round != "none"
 
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
-        if decoder is not None:
-            yield from _indivisible(recipe.quant, decoder.architecture)
+        quant = recipe.quant
+        if quant.calibrated:
+            try:
+                load_text(recipe.calibration.text, half="calibration")
+            except ConvertError as error:
+                yield from error.problems
+        if decoder is None:
+            return
+        yield from indivisible(quant, decoder.architecture, check_layers=not quant.mixed)
+        if quant.calibrated:
+            yield from _calibration_problems(recipe, decoder)
+        if quant.mixed:
+            yield from budget_problems(recipe, decoder)
 
     def run(self, artifact: Graph, run: Run) -> Graph:
-        quant, target = run.recipe.quant, run.recipe.target
-        shipped, tied = dict(artifact.shipped), tied_format(quant, artifact.decoder)
-        table: QuantizedMatrix | None = None
-        for node in list(artifact.model.graph):
-            matrix = node.metadata_props.get(MATRIX)
-            if matrix is None:
-                continue
-            form = tied if matrix == "embed_tokens" and tied else matrix_format(matrix, quant)
-            if form is None:
-                continue
-            shared = table if matrix == "lm_head" and tied else None
-            made = _replace(artifact.model.graph, node, form, quant, target, shared)
-            shipped |= split_rows(matrix, made.dequantized(), artifact.decoder)
-            table = made if matrix == "embed_tokens" else table
-        return dataclasses.replace(artifact, shipped=shipped)
+        if not run.recipe.quant.calibrated:
+            return quantized_graph(artifact, run.recipe)
+        from converter.calibration.calibrate import calibrate
+
+        calibrated = calibrate(
+            run.recipe, artifact.decoder, Cache(cache_folder()), run.progress.advance
+        )
+        run.facts[self.name] = calibrated.facts()
+        return quantized_graph(artifact, run.recipe, calibrated)
+
+    def preview(self, artifact: Graph, run: Run) -> Graph:
+        """The same operators and shapes, rounded to nearest when they are read."""
+        return quantized_graph(artifact, run.recipe)
+
+    def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
+        return None if recipe.quant.calibrated else 0  # package computes the codes
 
     def ensures(self, given: Graph, run: Run) -> Iterable[Problem]:
         return kernel_problems(given.model, run.recipe.target)
@@ -72,69 +96,88 @@ class Quantize(Pass[Graph, Graph]):
         )
 
 
-def matrix_format(matrix: str, quant: QuantConfig) -> BlockFormat | None:
-    """Format of the matrix with this canonical name; None when it stays in float."""
-    own = {"lm_head": quant.lm_head, "embed_tokens": quant.embedding}.get(matrix)
-    bits = (own.bits if own else None) or quant.bits
-    if bits == LEFT_IN_FLOAT:
-        return None
-    symmetric = quant.symmetric if own is None or own.symmetric is None else own.symmetric
-    return BlockFormat(bits, (own.block_size if own else None) or quant.block_size, symmetric)
+def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | None = None) -> Graph:
+    """The graph with quantized operators, rounded to nearest or with a calibration's codes."""
+    quant, target, decoder = recipe.quant, recipe.target, artifact.decoder
+    head = calibrated.forms.get("lm_head") if calibrated else matrix_format("lm_head", quant)
+    shipped, tied = dict(artifact.shipped), tied_format(quant, decoder, head)
+    if calibrated:
+        dtype = FLOAT_TYPES[target.float_type]
+        shipped = {name: weight.cast(dtype) for name, weight in calibrated.weights.items()}
+        _replace_constants(artifact.model.graph, calibrated.weights, dtype)
+    table: QuantizedMatrix | None = None
+    for node in list(artifact.model.graph):
+        matrix = node.metadata_props.get(MATRIX)
+        if matrix is None:
+            continue
+        form = tied if matrix == "embed_tokens" and tied else matrix_format(matrix, quant)
+        if form is None:
+            continue
+        shared = table if matrix == "lm_head" and tied else None
+        codes = "lm_head" if matrix == "embed_tokens" and tied else matrix
+        rounding = None
+        if calibrated and codes in calibrated.roundings:
+            form, rounding = calibrated.forms[codes], calibrated.roundings[codes]
+        made = _replace(artifact.model.graph, node, form, quant, target, shared, rounding)
+        shipped |= split_rows(matrix, made.dequantized(), decoder)
+        table = made if matrix == "embed_tokens" else table
+    return dataclasses.replace(artifact, shipped=shipped)
 
 
-def tied_format(quant: QuantConfig, decoder: Decoder) -> BlockFormat | None:
-    """The one format of a head that is tied to the embedding; None when each has its own.
+def _replace_constants(graph: ir.Graph, weights: Mapping[str, Weight], dtype: torch.dtype) -> None:
+    """Put the norms and biases of `weights`, which folds have scaled, into the graph."""
+    for name, weight in weights.items():
+        value = graph.initializers.get(f"model.{name}.weight")
+        if name.endswith("norm") and value is not None:
+            value.const_value = WeightTensor(str(value.name), weight.cast(dtype))
+    for node in graph:
+        matrix = node.metadata_props.get(MATRIX)
+        if matrix is None or matrix in ("embed_tokens", "lm_head"):
+            continue
+        parts = [part + BIAS for part in matrix_parts(matrix)]
+        if any(part not in weights for part in parts):
+            continue
+        (added,) = (use.node for use in node.outputs[0].uses())
+        value = next(item for item in added.inputs if item is not None and item.const_value)
+        bias = concatenate_rows([weights[part] for part in parts])
+        value.const_value = WeightTensor(str(value.name), bias.cast(dtype))
 
-    The embedding then takes the head's, and their codes lie in the folder once.
-    """
-    head, embedding = matrix_format("lm_head", quant), matrix_format("embed_tokens", quant)
-    weights = decoder.weights
-    same = weights["lm_head"] is weights["embed_tokens"] and head and embedding
-    columns = decoder.architecture.hidden_size
-    return head if same and head and columns % head.block_size == 0 else None
+
+def _calibration_problems(recipe: Recipe, decoder: Decoder) -> Iterator[Problem]:
+    folder, length = decoder.checkpoint.folder, recipe.calibration.sequence_length
+    if folder is not None and not any((folder / name).is_file() for name in TOKENIZERS):
+        yield Problem(
+            f"{folder} has no tokenizer, and quant.round={recipe.quant.round} reads text.",
+            f"{' or '.join(TOKENIZERS)} beside the weights",
+            "fetch the tokenizer, or add quant=rtn",
+        )
+    positions = decoder.architecture.max_position_embeddings
+    if length > positions:
+        yield Problem(
+            f"calibration.sequence_length={length}, and the model has {positions} positions.",
+            "sequences that the model was made for",
+            f"set calibration.sequence_length={positions}",
+        )
 
 
 def split_rows(matrix: str, stacked: Weight, decoder: Decoder) -> dict[str, Weight]:
     """Canonical weights of a matrix; a packed qkv_proj is three, gate_up_proj two of them."""
-    prefix, _, kind = matrix.rpartition(".")
-    arch, parts, offset = decoder.architecture, {}, 0
-    if kind == "qkv_proj":
-        rows = {f"{part}_proj": arch.heads.part_rows(part) for part in ("q", "k", "v")}
-    elif kind == "gate_up_proj":
-        rows = {"gate_proj": arch.intermediate_size, "up_proj": arch.intermediate_size}
-    else:
+    names = matrix_parts(matrix)
+    if len(names) == 1:
         return {matrix: stacked}
-    for name, count in rows.items():
-        parts[f"{prefix}.{name}"] = stacked.permute_rows(torch.arange(offset, offset + count))
+    parts, offset = {}, 0
+    for name in names:
+        count = decoder.weights[name].shape[0]
+        parts[name] = stacked.permute_rows(torch.arange(offset, offset + count))
         offset += count
     return parts
 
 
-def _indivisible(quant: QuantConfig, arch: Architecture) -> Iterator[Problem]:
-    columns = {
-        "q_proj": arch.hidden_size,
-        "o_proj": arch.num_attention_heads * arch.head_dim,
-        "down_proj": arch.intermediate_size,
-        "lm_head": arch.hidden_size,
-        "embed_tokens": arch.hidden_size,
-    }
-    for matrix, count in columns.items():
-        form = matrix_format(matrix, quant)
-        padded = quant.pad_last_block and matrix != "embed_tokens"
-        if form is None or count % form.block_size == 0 or padded:
-            continue
-        key = {"lm_head": "quant.lm_head", "embed_tokens": "quant.embedding"}.get(matrix, "quant")
-        fitting = [size for size in (256, 128, 64, 32, 16) if count % size == 0]
-        yield Problem(
-            f"{matrix} has {count} columns, which blocks of {form.block_size} do not divide.",
-            f"a block size that divides {count}: "
-            f"{', '.join(map(str, fitting)) or 'none is large enough for MatMulNBits'}",
-            f"set {key}.block_size={fitting[0]}"
-            if fitting
-            else f"set {key}.bits=16"
-            if key != "quant"
-            else "set quant.pad_last_block=true",
-        )
+def matrix_parts(matrix: str) -> tuple[str, ...]:
+    """Canonical names of the weights whose rows a matrix of the graph stacks."""
+    prefix, _, kind = matrix.rpartition(".")
+    packed = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+    return tuple(f"{prefix}.{part}" for part in packed[kind]) if kind in packed else (matrix,)
 
 
 def _replace(
@@ -144,6 +187,7 @@ def _replace(
     quant: QuantConfig,
     target: TargetConfig,
     shared: QuantizedMatrix | None = None,
+    rounding: Rounding | None = None,
 ) -> QuantizedMatrix:
     """Put quantized operators in the node's place; `shared` holds the codes of a tied matrix."""
     embedding = node.op_type == "Gather"
@@ -156,6 +200,7 @@ def _replace(
         _unrounded(source),
         form,
         FLOAT_TYPES[target.float_type],
+        rounding,
         flat=embedding or dequantize,
         signed=dequantize,
     )

@@ -1,0 +1,1 @@
+"""Calibrated quantization: one walk over the layers gathers, searches, rounds and spills."""

@@ -1,0 +1,179 @@
+"""Calibrated quantization of a decoder: tokens, gradients, formats, then the walk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from converter.artifacts import FLOAT_TYPES
+from converter.cache import Cache
+from converter.calibration.fisher import HEAD, Fisher, read_fisher, write_fisher
+from converter.calibration.rounding import Scheme
+from converter.calibration.sensitivity import measure_losses, read_losses
+from converter.calibration.smooth import fold_layer
+from converter.calibration.store import Layer
+from converter.calibration.tokens import CalibrationTokens, calibration_tokens
+from converter.calibration.walk import Walk
+from converter.charts import LinearError
+from converter.decoder import Decoder
+from converter.quantization.formats import (
+    Matrix,
+    choose_mixed,
+    graph_matrices,
+    matrix_format,
+    tied_format,
+)
+from converter.quantization.rtn import BlockFormat
+from converter.quantized import QuantizedMatrix, Rounding
+from converter.recipe import CalibrationConfig, Recipe
+from converter.reference import Reference
+from converter.weight import Weight
+
+CODE_VERSION = 1
+"""Counted up when the same weights, tokens and recipe would give other codes."""
+
+Advance = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The result, for the graph: folded float weights, and the codes of every matrix.
+
+    `weights` are the decoder's with norms, biases and matrices folded; `forms` and `roundings` go
+    by the matrices' names in the graph.
+    """
+
+    weights: Mapping[str, Weight]
+    forms: Mapping[str, BlockFormat]
+    roundings: Mapping[str, Rounding]
+    methods: Mapping[str, str]
+    errors: tuple[LinearError, ...]
+    tokens: CalibrationTokens
+
+    def facts(self) -> dict[str, Any]:
+        """What the report and the lock file say."""
+        found = list(self.methods.values())
+        return {
+            "calibration_tokens": int(self.tokens.ids.numel()),
+            "calibration_sha256": self.tokens.digest,
+            "methods": {name: found.count(name) for name in sorted(set(found))},
+            "formats": _counted(self.forms),
+            "linears": [asdict(error) for error in self.errors],
+        }
+
+
+def calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance) -> Calibrated:
+    """Run the scheme of `recipe.quant` over the decoder; finished parts come from the cache.
+
+    Raises:
+        ConvertError: calibration text that cannot be used, weights or activations that are not
+            finite, a size that no choice of formats reaches.
+    """
+    tokens = calibration_tokens(decoder, recipe.calibration)
+    cache.folder.mkdir(parents=True, exist_ok=True)
+    dtype = compute_dtype(recipe.calibration, decoder)
+    reference = Reference(decoder.architecture, decoder.weights, dtype)
+    scheme = Scheme(recipe.quant, FLOAT_TYPES[recipe.target.float_type])
+    matrices = [m for m in graph_matrices(recipe, decoder) if matrix_format(m.name, recipe.quant)]
+    base = {
+        "pass": "quantize",
+        "code_version": CODE_VERSION,
+        "source": cache.content_key(decoder.checkpoint),
+        "layout": asdict(recipe.layout),
+        "tokens": tokens.digest,
+        "compute": str(dtype),
+    }
+    fisher = _fisher(recipe, reference, tokens, cache, base, advance)
+    forms = {m.name: form for m in matrices if (form := matrix_format(m.name, recipe.quant))}
+    scheme_key = {
+        **base,
+        "quant": asdict(recipe.quant),
+        "matrices": [m.name for m in matrices],
+        "scales": recipe.target.float_type,
+    }
+    if recipe.quant.mixed and fisher is not None:
+        any_size = {**asdict(recipe.quant), "target_size": None, "bits_per_weight": None}
+        key = {**scheme_key, "quant": any_size, "entry": "losses"}
+
+        def make(folder: Path) -> None:
+            measure_losses(folder, reference, matrices, scheme, tokens, fisher, cache, advance)
+
+        losses = read_losses(cache.get_or_make(key, make))
+        forms = choose_mixed(recipe, decoder, losses)
+    embedding = _shipped_embedding(recipe, decoder, forms.get(HEAD))
+    walk = Walk(
+        reference, embedding, matrices, forms, scheme, tokens, fisher, cache, scheme_key, advance
+    )
+    return _collected(decoder, matrices, walk.run(), tokens)
+
+
+def compute_dtype(config: CalibrationConfig, decoder: Decoder) -> torch.dtype:
+    """Type of the matrix products; see `CalibrationConfig.compute`."""
+    if config.compute != "auto":
+        return FLOAT_TYPES[config.compute]
+    half = decoder.weights["layers.0.q_proj"].dtype in (torch.bfloat16, torch.float16)
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return torch.bfloat16 if half and supported() else torch.float32
+
+
+def _fisher(
+    recipe: Recipe,
+    reference: Reference,
+    tokens: CalibrationTokens,
+    cache: Cache,
+    base: Mapping[str, Any],
+    advance: Advance,
+) -> Fisher | None:
+    if recipe.quant.token_weights == "none" and not recipe.quant.mixed:
+        return None
+    seed = recipe.calibration.seed
+
+    def make(folder: Path) -> None:
+        write_fisher(folder, reference, tokens.ids, seed, advance)
+
+    return read_fisher(cache.get_or_make({**base, "entry": "fisher", "seed": seed}, make))
+
+
+def _shipped_embedding(recipe: Recipe, decoder: Decoder, head: BlockFormat | None) -> Weight:
+    """The embedding as the graph looks it up; in float where it shares the head's codes,
+    which are not known before the walk ends."""
+    table, form = decoder.weights["embed_tokens"], matrix_format("embed_tokens", recipe.quant)
+    if form is None or tied_format(recipe.quant, decoder, head):
+        return table
+    return QuantizedMatrix(table, form, FLOAT_TYPES[recipe.target.float_type]).dequantized()
+
+
+def _collected(
+    decoder: Decoder,
+    matrices: list[Matrix],
+    layers: Mapping[str, Layer],
+    tokens: CalibrationTokens,
+) -> Calibrated:
+    weights: dict[str, Weight] = dict(decoder.weights)
+    forms: dict[str, BlockFormat] = {}
+    roundings: dict[str, Rounding] = {}
+    methods: dict[str, str] = {}
+    columns = {matrix.name: matrix.columns for matrix in matrices}
+    for name, layer in layers.items():
+        if layer.folds:
+            number = int(name.rpartition(".")[2])
+            weights = fold_layer(weights, number, layer.folds, decoder.architecture)
+        for matrix, form in layer.forms.items():
+            forms[matrix] = form
+            roundings[matrix] = layer.rounding(matrix, columns[matrix])
+        methods |= layer.methods
+    errors = tuple(error for layer in layers.values() for error in layer.errors)
+    return Calibrated(weights, forms, roundings, methods, errors, tokens)
+
+
+def _counted(forms: Mapping[str, BlockFormat]) -> dict[str, int]:
+    """How many matrices have each format, such as `int4 block 32 symmetric`."""
+    names = [
+        f"int{form.bits} block {form.block_size} {'symmetric' if form.symmetric else 'asymmetric'}"
+        for form in forms.values()
+    ]
+    return {name: names.count(name) for name in sorted(set(names))}

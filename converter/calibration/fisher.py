@@ -1,0 +1,219 @@
+"""How much each token and each output counts: squared gradients of the float model's own loss.
+
+To second order, the KL divergence that a small change of a linear's outputs causes is half its
+square in the Fisher information of these outputs. Kronecker-factored (K-FAC, arXiv 1503.05671),
+the Fisher of a linear's weight needs the inputs' H with each token weighed by its squared output
+gradient, and the mean squared gradient of each output. Gradients are those of labels drawn from
+the model's own distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import rms_norm
+
+from converter.calibration.layer import STAGES, LayerStages
+from converter.calibration.spill import Spill
+from converter.reference import HEAD_ROWS, Reference
+from converter.safetensors_file import open_safetensors, write_safetensors
+from converter.weight import TensorWeight
+
+FILE = "fisher.safetensors"
+HEAD = "lm_head"
+
+Advance = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Statistics of the gradients, float32; stages are those of `converter.calibration.layer`.
+
+    Attributes:
+        tokens: by `layers.N.STAGE` or `lm_head`, one weight per token with a mean of 1,
+            (sequences, sequence_length).
+        rows: by the canonical name of a linear, the mean squared gradient of each output, (rows,):
+            nats per token and squared unit of output, twice over.
+    """
+
+    tokens: Mapping[str, torch.Tensor]
+    rows: Mapping[str, torch.Tensor]
+
+
+def read_fisher(folder: Path) -> Fisher:
+    """The statistics that `write_fisher` left in `folder`."""
+    found = {name: weight.read() for name, weight in open_safetensors(folder / FILE).items()}
+    parts: dict[str, dict[str, torch.Tensor]] = {"tokens": {}, "rows": {}}
+    for name, tensor in found.items():
+        kind, _, rest = name.partition("/")
+        parts[kind][rest] = tensor
+    return Fisher(parts["tokens"], parts["rows"])
+
+
+def write_fisher(
+    folder: Path, reference: Reference, ids: torch.Tensor, seed: int, advance: Advance
+) -> None:
+    """Run the float model forward and backward over `ids` (sequences, length), layer by layer.
+
+    Two passes over the weights; hidden states of every layer lie in files of `folder` meanwhile.
+    """
+    layers = reference.arch.num_hidden_layers
+    states = _forward(folder, reference, ids, advance)
+    found: dict[str, torch.Tensor] = {}
+    gradients = Spill(folder, *_shape(ids, reference))
+    _head(reference, states[layers], gradients, torch.Generator().manual_seed(seed), found)
+    for number in range(layers - 1, -1, -1):
+        advance(2 * layers - number, 2 * layers, f"gradients, layer {number + 1}/{layers}")
+        with reference.layer(number) as module:
+            _backward(reference, module, number, states[number], gradients, found)
+        states[number].close()
+    lazy = {name: TensorWeight(tensor.contiguous()) for name, tensor in found.items()}
+    write_safetensors(folder / FILE, lazy)
+
+
+def _shape(ids: torch.Tensor, reference: Reference) -> tuple[int, tuple[int, ...]]:
+    return ids.shape[0], (1, ids.shape[1], reference.arch.hidden_size)
+
+
+def _forward(
+    folder: Path, reference: Reference, ids: torch.Tensor, advance: Advance
+) -> list[Spill]:
+    """Hidden states before each layer, and after the last one."""
+    layers = reference.arch.num_hidden_layers
+    states = [Spill(folder, *_shape(ids, reference), reference.dtype) for _ in range(layers + 1)]
+    for index, row in enumerate(ids):
+        states[0][index] = reference.embed(row[None])
+    for number in range(layers):
+        advance(number, 2 * layers, f"float model, layer {number + 1}/{layers}")
+        with reference.layer(number) as module:
+            for index in range(len(ids)):
+                states[number + 1][index] = reference.run_layer(module, states[number][index])
+    return states
+
+
+def _head(
+    reference: Reference,
+    states: Spill,
+    gradients: Spill,
+    generator: torch.Generator,
+    found: dict[str, torch.Tensor],
+) -> None:
+    """Gradients of the drawn labels' loss by the last hidden states, sequence by sequence."""
+    arch = reference.arch
+    norm = reference.weights["norm"].read().float()
+    tokens, rows = [], torch.zeros(arch.vocab_size)
+    for index in range(states.count):
+        hidden = states[index].float()
+        difference, weights, importance = _labels(reference.logits(states[index])[0], generator)
+        tokens.append(weights)
+        rows += importance
+        with torch.enable_grad():
+            hidden.requires_grad_(True)
+            normed = rms_norm(hidden, (arch.hidden_size,), norm, arch.rms_norm_eps)
+            (gradient,) = torch.autograd.grad(
+                normed, hidden, _times_head(reference, difference)[None]
+            )
+        gradients[index] = gradient
+    found[f"tokens/{HEAD}"] = _normal(torch.stack(tokens))
+    found[f"rows/{HEAD}"] = rows / (states.count * states.shape[1])
+
+
+def _labels(
+    logits: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss gradient by the logits for drawn labels; weight per token; p(1-p) summed per entry."""
+    chances = logits.softmax(-1)
+    labels = torch.multinomial(chances, 1, generator=generator)
+    importance = (chances * (1 - chances)).sum(0)
+    weights = 1 - chances.square().sum(-1)
+    return chances.scatter_add_(1, labels, -torch.ones(labels.shape)), weights, importance
+
+
+def _times_head(reference: Reference, difference: torch.Tensor) -> torch.Tensor:
+    head = reference.weights["lm_head"]
+    total = torch.zeros(difference.shape[0], reference.arch.hidden_size)
+    for start in range(0, head.shape[0], HEAD_ROWS):
+        stop = min(start + HEAD_ROWS, head.shape[0])
+        rows = head.rows(start, stop).to(reference.dtype)
+        total += (difference[:, start:stop].to(reference.dtype) @ rows).float()
+    return total
+
+
+def _backward(
+    reference: Reference,
+    module: Any,
+    number: int,
+    states: Spill,
+    gradients: Spill,
+    found: dict[str, torch.Tensor],
+) -> None:
+    """Carry the gradients to the layer's input; collect those of every linear's output."""
+    stages = LayerStages(reference, module, number)
+    tokens: dict[str, list[torch.Tensor]] = {stage: [] for stage in STAGES}
+    rows: dict[str, torch.Tensor] = {}
+    for index in range(states.count):
+        hidden = states[index].float().requires_grad_(True)
+        with torch.enable_grad(), _Outputs(stages) as outputs:
+            last = _run(stages, hidden, outputs)
+            names = list(outputs)
+            found_gradients = torch.autograd.grad(
+                last, [hidden, *outputs.values()], gradients[index]
+            )
+        gradients[index] = found_gradients[0]
+        squares = {
+            n: g[0].float().square() for n, g in zip(names, found_gradients[1:], strict=True)
+        }
+        for stage, parts in STAGES.items():
+            tokens[stage].append(torch.stack([squares[part].sum(-1) for part in parts]).sum(0))
+        for part, square in squares.items():
+            rows[part] = rows.get(part, torch.zeros(square.shape[1])) + square.sum(0)
+    for stage, weights in tokens.items():
+        found[f"tokens/layers.{number}.{stage}"] = _normal(torch.stack(weights))
+    for part, total in rows.items():
+        found[f"rows/layers.{number}.{part}"] = total / (states.count * states.shape[1])
+
+
+def _run(
+    stages: LayerStages, hidden: torch.Tensor, outputs: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    context = stages.output_input(stages.attention_input(hidden))
+    middle = stages.after_attention(hidden, context)
+    outputs["o_proj"] = middle
+    product = stages.down_input(stages.feed_forward_input(middle))
+    last = stages.after_feed_forward(middle, product)
+    outputs["down_proj"] = last
+    return last
+
+
+class _Outputs:
+    """Collects the outputs of the linears inside transformers' modules while they run."""
+
+    def __init__(self, stages: LayerStages) -> None:
+        self.found: dict[str, torch.Tensor] = {}
+        self._hooks = [
+            linear.register_forward_hook(self._hook(name))
+            for name, linear in stages.linears().items()
+        ]
+
+    def _hook(self, name: str) -> Callable[[Any, Any, torch.Tensor], None]:
+        def keep(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+            self.found[name] = output
+
+        return keep
+
+    def __enter__(self) -> dict[str, torch.Tensor]:
+        return self.found
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _normal(weights: torch.Tensor) -> torch.Tensor:
+    """Weights with a mean of 1; all 1 where no gradient reaches the linear."""
+    mean = weights.mean()
+    return weights / mean if mean > 0 else torch.ones_like(weights)

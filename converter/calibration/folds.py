@@ -1,0 +1,70 @@
+"""Scales moved between neighbours in a layer without changing what it computes.
+
+The legal folds of a Llama block (AWQ, arXiv 2306.00978): each norm into the linears that read it;
+the up projection's rows into the down projection's columns, because the product with the gate is
+elementwise; the value projection's rows into the output projection's columns, because attention
+mixes tokens, not channels, with one scale for a KV head's channel and all its query heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from converter.architecture import Architecture
+from converter.decoder import BIAS
+from converter.quantization.awq import kv_channel_groups
+from converter.weight import TensorWeight, Weight
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A producer whose outputs are divided by a scale, and the consumers that make up for it."""
+
+    name: str
+    producer: str
+    consumers: tuple[str, ...]
+    stage: str
+    """The consumers' common input; see `converter.calibration.layer`."""
+
+
+FOLDS = (
+    Fold("attention_norm", "input_layernorm", ("q_proj", "k_proj", "v_proj"), "attention"),
+    Fold("value", "v_proj", ("o_proj",), "output"),
+    Fold("ffn_norm", "post_attention_layernorm", ("gate_proj", "up_proj"), "feed_forward"),
+    Fold("up", "up_proj", ("down_proj",), "down"),
+)
+
+
+def input_groups(fold: Fold, arch: Architecture) -> torch.Tensor | None:
+    """The producer's channel behind each input, int64, where several inputs share one."""
+    if fold.name != "value":
+        return None
+    return kv_channel_groups(arch.num_attention_heads, arch.num_key_value_heads, arch.head_dim)
+
+
+def apply_fold(
+    weights: Mapping[str, Weight],
+    layer: int,
+    fold: Fold,
+    scales: torch.Tensor,
+    arch: Architecture,
+) -> dict[str, Weight]:
+    """The weights with the producer's channels divided by `scales`, float32 (channels,)."""
+    prefix, found = f"layers.{layer}.", dict(weights)
+    groups = input_groups(fold, arch)
+    inputs = scales if groups is None else scales[groups]
+    for name in (fold.producer, fold.producer + BIAS):
+        if prefix + name in found:
+            found[prefix + name] = _divided(found[prefix + name], scales)
+    for name in fold.consumers:
+        found[prefix + name] = found[prefix + name].scale_columns(inputs)
+    return found
+
+
+def _divided(weight: Weight, scales: torch.Tensor) -> Weight:
+    if len(weight.shape) == 1:
+        return TensorWeight(weight.read().float() / scales, weight.label)
+    return weight.scale_rows(1 / scales)

@@ -1,0 +1,104 @@
+"""One decoder layer in stages, so that each linear sees the inputs that rounding has changed.
+
+transformers' own attention and feed-forward modules do the work; norms and the residual stream
+stay in float32 whatever the type of the matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn import Identity
+from torch.nn.functional import linear, rms_norm
+
+from converter.decoder import BIAS
+from converter.reference import Reference
+from converter.weight import Weight
+
+STAGES = {
+    "attention": ("q_proj", "k_proj", "v_proj"),
+    "output": ("o_proj",),
+    "feed_forward": ("gate_proj", "up_proj"),
+    "down": ("down_proj",),
+}
+"""The groups of linears with common inputs, in the order in which a layer computes them."""
+
+
+class LayerStages:
+    """The stages of layer `number`; `module` is transformers' layer with its weights.
+
+    Tensors are (1, tokens, columns): hidden states float32, inputs of linears in the reference's
+    dtype.
+    """
+
+    def __init__(self, reference: Reference, module: Any, number: int) -> None:
+        self._reference, self._module, self._number = reference, module, number
+        self._norms: dict[str, torch.Tensor] = {}
+        self._attention, self._mlp = module.self_attn, module.mlp
+        self._output, self._down = self._attention.o_proj, self._mlp.down_proj
+        self._attention.o_proj, self._mlp.down_proj = Identity(), Identity()
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        self.take(reference.weights)
+
+    def take(self, weights: Mapping[str, Weight]) -> None:
+        """Use the norms and biases of `weights`, which folds may have scaled."""
+        prefix = f"layers.{self._number}."
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            self._norms[name] = weights[prefix + name].read().float()
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            bias = weights.get(prefix + name + BIAS)
+            if bias is not None:
+                self._linear(name).bias = _parameter(bias.read(), self._reference.dtype)
+
+    def set(self, part: str, weight: torch.Tensor) -> None:
+        """Put a matrix, such as a rounded one, in the place of `part` (q_proj, …)."""
+        self._linear(part).weight = _parameter(weight, self._reference.dtype)
+
+    def attention_input(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._norm("input_layernorm", hidden)
+
+    def output_input(self, normed: torch.Tensor) -> torch.Tensor:
+        """What attention mixes for the output projection, from its normed input."""
+        found: torch.Tensor = self._attention(
+            hidden_states=normed,
+            attention_mask=None,
+            position_embeddings=self._reference.position_embeddings(normed),
+        )[0]
+        return found
+
+    def after_attention(self, hidden: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return hidden + linear(context, self._output.weight, self._output.bias).float()
+
+    def feed_forward_input(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._norm("post_attention_layernorm", hidden)
+
+    def down_input(self, normed: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self._mlp(normed)
+        return found
+
+    def after_feed_forward(self, hidden: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
+        return hidden + linear(product, self._down.weight, self._down.bias).float()
+
+    def linears(self) -> dict[str, torch.nn.Linear]:
+        """All linears that run inside transformers' modules, by their parts' names."""
+        names = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+        return {name: self._linear(name) for name in names}
+
+    def _linear(self, part: str) -> Any:
+        own = {"o_proj": self._output, "down_proj": self._down}
+        if part in own:
+            return own[part]
+        owner = self._mlp if part in ("gate_proj", "up_proj") else self._attention
+        return getattr(owner, part)
+
+    def _norm(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
+        arch = self._reference.arch
+        normed = rms_norm(hidden, (arch.hidden_size,), self._norms[name], arch.rms_norm_eps)
+        return normed.to(self._reference.dtype)
+
+
+def _parameter(values: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:
+    return torch.nn.Parameter(values.to(dtype), requires_grad=False)

@@ -1,0 +1,143 @@
+"""What each format would cost each matrix, in nats of KL divergence: for mixed precision.
+
+One walk over the float layers. The loss of a rounded matrix is half the square of its output
+errors in the Fisher information, Kronecker-factored (see `converter.calibration.fisher`): each
+row's error in the weighted H, times that output's mean squared gradient. Errors are measured on a
+sample of rows, rounded by the recipe's own scheme.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch.nn.functional import rms_norm
+
+from converter.cache import Cache
+from converter.calibration.fisher import HEAD, Fisher
+from converter.calibration.inputs import Inputs, restored
+from converter.calibration.layer import STAGES, LayerStages
+from converter.calibration.rounding import Scheme, round_sample
+from converter.calibration.spill import Spill
+from converter.calibration.tokens import CalibrationTokens
+from converter.quantization.formats import Matrix, candidate_formats
+from converter.quantization.rtn import BlockFormat
+from converter.reference import Reference
+from converter.weight import concatenate_rows
+
+SAMPLE_ROWS = 128
+FILE = "losses.json"
+
+Advance = Callable[[int, int, str], None]
+
+
+def measure_losses(
+    folder: Path,
+    reference: Reference,
+    matrices: Sequence[Matrix],
+    scheme: Scheme,
+    tokens: CalibrationTokens,
+    fisher: Fisher,
+    cache: Cache,
+    advance: Advance,
+) -> None:
+    """Write the loss of every candidate format of every matrix to `folder`."""
+    arch, losses = reference.arch, dict[str, list[float]]()
+    count, length = tokens.ids.shape
+    hidden = Spill(cache.folder, count, (1, length, arch.hidden_size))
+    for index, row in enumerate(tokens.ids):
+        hidden[index] = reference.embed(row[None]).float()
+    with torch.no_grad():
+        for number in range(arch.num_hidden_layers):
+            layers = arch.num_hidden_layers
+            advance(number, layers + 1, f"losses of the formats, layer {number + 1}/{layers}")
+            with reference.layer(number) as module:
+                stages = LayerStages(reference, module, number)
+                inputs = _layer_inputs(stages, number, hidden, fisher)
+            for matrix in matrices:
+                stage = _stage(matrix, number)
+                if stage is not None:
+                    losses[matrix.name] = _losses(
+                        reference, matrix, inputs[stage], scheme, fisher, hidden
+                    )
+        last = [m for m in matrices if m.name == HEAD and candidate_formats(m, scheme.quant)]
+        for matrix in last:
+            head = _head_inputs(reference, hidden, fisher)
+            losses[HEAD] = _losses(reference, matrix, head, scheme, fisher, hidden)
+    (folder / FILE).write_text(json.dumps(losses), encoding="utf-8")
+
+
+def read_losses(folder: Path) -> dict[str, list[float]]:
+    """By matrix, the loss of each of its candidate formats, in their order."""
+    found: dict[str, list[float]] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    return found
+
+
+def _stage(matrix: Matrix, number: int) -> str | None:
+    prefix, _, kind = matrix.parts[0].rpartition(".")
+    if prefix != f"layers.{number}":
+        return None
+    return next(stage for stage, parts in STAGES.items() if kind in parts)
+
+
+def _layer_inputs(
+    stages: LayerStages, number: int, hidden: Spill, fisher: Fisher
+) -> dict[str, Inputs]:
+    """Weighted statistics of the float layer's stages; `hidden` becomes the layer's result."""
+    found: dict[str, Inputs] = {}
+    for index in range(hidden.count):
+        before = hidden[index]
+        normed = stages.attention_input(before)
+        context = stages.output_input(normed)
+        middle = stages.after_attention(before, context)
+        second = stages.feed_forward_input(middle)
+        product = stages.down_input(second)
+        for stage, state in zip(STAGES, (normed, context, second, product), strict=True):
+            inputs = found.setdefault(stage, Inputs(state.shape[-1]))
+            inputs.add(state, fisher.tokens[f"layers.{number}.{stage}"][index])
+        hidden[index] = stages.after_feed_forward(middle, product)
+    return found
+
+
+def _head_inputs(reference: Reference, hidden: Spill, fisher: Fisher) -> Inputs:
+    arch, inputs = reference.arch, Inputs(reference.arch.hidden_size)
+    norm = reference.weights["norm"].read().float()
+    for index in range(hidden.count):
+        normed = rms_norm(hidden[index], (arch.hidden_size,), norm, arch.rms_norm_eps)
+        inputs.add(normed, fisher.tokens[HEAD][index])
+    return inputs
+
+
+def _losses(
+    reference: Reference,
+    matrix: Matrix,
+    inputs: Inputs,
+    scheme: Scheme,
+    fisher: Fisher,
+    hidden: Spill,
+) -> list[float]:
+    weight = concatenate_rows([reference.weights[part] for part in matrix.parts])
+    count = min(SAMPLE_ROWS, matrix.rows)
+    index = torch.arange(count) * matrix.rows // count
+    sample = weight.permute_rows(index).read().float()
+    gradients = torch.cat([fisher.rows[part] for part in matrix.parts])[index]
+    tokens = hidden.count * hidden.shape[1]
+    return [
+        _loss(sample, form, inputs, scheme, gradients) * matrix.rows / count / tokens
+        for form in candidate_formats(matrix, scheme.quant)
+    ]
+
+
+def _loss(
+    sample: torch.Tensor,
+    form: BlockFormat,
+    inputs: Inputs,
+    scheme: Scheme,
+    gradients: torch.Tensor,
+) -> float:
+    codes = round_sample(sample, form, inputs, scheme)
+    change = sample - restored(codes, form, sample.shape[1])
+    errors = ((change @ inputs.hessian) * change).sum(1)
+    return 0.5 * float((errors * gradients).sum(dtype=torch.float64))

@@ -1,0 +1,79 @@
+"""AWQ's scales for the folds of one layer, from the float layer on a part of the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from converter.architecture import Architecture
+from converter.calibration.folds import FOLDS, apply_fold, input_groups
+from converter.calibration.inputs import Inputs, restored
+from converter.calibration.rounding import Scheme, sample_rows
+from converter.quantization.awq import awq_search
+from converter.quantization.rtn import BlockFormat
+from converter.quantization.search import search_blocks
+from converter.weight import Weight
+
+SAMPLE_ROWS = 128
+"""Rows of each linear on which scales are judged; all rows share the scales."""
+
+
+def find_folds(
+    weights: Mapping[str, Weight],
+    layer: int,
+    inputs: Mapping[str, Inputs],
+    forms: Mapping[str, BlockFormat],
+    scheme: Scheme,
+    arch: Architecture,
+) -> dict[str, torch.Tensor]:
+    """Scales of each fold's producer, float32 (channels,), by the fold's name.
+
+    `inputs` holds the float layer's statistics by stage, `forms` the formats by part. A fold whose
+    best scales are the identity is left out.
+    """
+    found = {}
+    for fold in FOLDS:
+        if any(part not in forms for part in fold.consumers):
+            continue
+        samples = [
+            sample_rows(weights[f"layers.{layer}.{part}"], SAMPLE_ROWS) for part in fold.consumers
+        ]
+        form = forms[fold.consumers[0]]
+        scales = awq_search(
+            samples,
+            inputs[fold.stage].hessian,
+            _rounding(form, scheme),
+            groups=input_groups(fold, arch),
+            sample_rows=SAMPLE_ROWS,
+        )
+        if scales.exponent > 0:
+            found[fold.name] = scales.producer
+    return found
+
+
+def fold_layer(
+    weights: Mapping[str, Weight],
+    layer: int,
+    scales: Mapping[str, torch.Tensor],
+    arch: Architecture,
+) -> dict[str, Weight]:
+    """All of the decoder's weights, those of one layer folded by `scales` (by the fold's name)."""
+    found = dict(weights)
+    for fold in FOLDS:
+        if fold.name in scales:
+            found = apply_fold(found, layer, fold, scales[fold.name], arch)
+    return found
+
+
+def _rounding(
+    form: BlockFormat, scheme: Scheme
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def rounded(weight: torch.Tensor, diagonal: torch.Tensor) -> torch.Tensor:
+        if scheme.quant.round == "rtn":
+            codes = scheme.plain(weight, form)
+        else:
+            codes = search_blocks(weight, diagonal, form, scheme.scale_dtype)
+        return restored(codes, form, weight.shape[1])
+
+    return rounded

@@ -1,0 +1,82 @@
+"""The calibration tokens of a recipe, made with the tokenizer that the folder will ship."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from converter.calibration_text import calibration_chunks, load_text
+from converter.decoder import Decoder
+from converter.folder_tokenizer import FolderTokenizer
+from converter.recipe import CalibrationConfig
+from converter.tokenizer import prepare_tokenizer
+
+HELD_BACK = 8
+"""One sequence in so many is kept for judging, and not calibrated on."""
+
+
+@dataclass(frozen=True)
+class CalibrationTokens:
+    """Token ids, int64 (sequences, sequence_length); the last `held` sequences judge."""
+
+    ids: torch.Tensor
+    held: int
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the ids."""
+        return hashlib.sha256(self.ids.numpy().tobytes()).hexdigest()
+
+    @property
+    def count(self) -> int:
+        return int(self.ids.shape[0])
+
+
+def calibration_tokens(decoder: Decoder, config: CalibrationConfig) -> CalibrationTokens:
+    """Draw the tokens; a source without a tokenizer (synthetic weights) gets random ids.
+
+    Raises:
+        ConvertError: the text is missing, empty, not UTF-8 or too short.
+    """
+    folder = decoder.checkpoint.folder
+    if folder is None:
+        ids = _random_ids(decoder.architecture.vocab_size, config)
+    else:
+        with TemporaryDirectory() as name:
+            ids = _text_ids(_tokenizer(decoder, folder, Path(name)), config)
+    count = ids.shape[0]
+    held = 0 if count < 4 else max(1, count // HELD_BACK)
+    return CalibrationTokens(torch.from_numpy(ids), held)
+
+
+def _text_ids(tokenizer: FolderTokenizer, config: CalibrationConfig) -> np.ndarray:
+    return calibration_chunks(
+        load_text(config.text, half="calibration", render_chat=tokenizer.render_chat),
+        tokenizer.encode,
+        n_tokens=config.tokens,
+        sequence_length=config.sequence_length,
+        seed=config.seed,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+
+
+def _tokenizer(decoder: Decoder, source: Path, folder: Path) -> FolderTokenizer:
+    """The tokenizer as it will be packaged, written to `folder` and read back."""
+    files = prepare_tokenizer(source, decoder.architecture.vocab_size)
+    for name, content in files.files.items():
+        (folder / name).write_bytes(content)
+    config = {"model": {"bos_token_id": files.bos_token_id}}
+    (folder / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return FolderTokenizer(folder)
+
+
+def _random_ids(vocab_size: int, config: CalibrationConfig) -> np.ndarray:
+    count = config.tokens // config.sequence_length
+    generator = np.random.default_rng(config.seed)
+    return generator.integers(0, vocab_size, (count, config.sequence_length), dtype=np.int64)

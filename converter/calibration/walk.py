@@ -1,0 +1,358 @@
+"""The walk over the layers: load, forward, gather, fold, round, spill, next.
+
+Each linear is rounded against inputs that the already rounded parts before it give. A finished
+layer is an entry of the cache, and so are the hidden states behind it, so that a run that was
+killed goes on at its layer, and one with the same settings has nothing left to do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import rms_norm
+
+from converter.cache import Cache, key_hash
+from converter.calibration.fisher import HEAD, Fisher
+from converter.calibration.inputs import Inputs, restored
+from converter.calibration.layer import STAGES, LayerStages
+from converter.calibration.rounding import (
+    JUDGED_ROWS,
+    Rounded,
+    Scheme,
+    round_matrix,
+    sample_rows,
+)
+from converter.calibration.smooth import find_folds, fold_layer
+from converter.calibration.spill import Spill
+from converter.calibration.store import HIDDEN, Layer, read_layer, write_layer
+from converter.calibration.tokens import CalibrationTokens
+from converter.charts import LinearError
+from converter.errors import ConvertError, Problem
+from converter.quantization.formats import Matrix
+from converter.quantization.rtn import BlockFormat
+from converter.quantized import QuantizedMatrix
+from converter.reference import Reference
+from converter.weight import Weight, concatenate_rows
+
+FOLD_SHARE = 4
+"""AWQ's scales are searched on one in so many sequences."""
+
+Advance = Callable[[int, int, str], None]
+
+
+@dataclass
+class Walk:
+    """A calibration under way.
+
+    Attributes:
+        reference: the float model, in the type of the matrix products.
+        embedding: the embedding as it will be shipped.
+        forms: format of every matrix of the graph, by name; one without stays in float.
+        key: what decides the result, apart from the layer's number.
+    """
+
+    reference: Reference
+    embedding: Weight
+    matrices: Sequence[Matrix]
+    forms: Mapping[str, BlockFormat]
+    scheme: Scheme
+    tokens: CalibrationTokens
+    fisher: Fisher | None
+    cache: Cache
+    key: Mapping[str, Any]
+    advance: Advance
+    _started: float = 0.0
+    _first: int = 0
+    _made: str = ""
+
+    def run(self) -> dict[str, Layer]:
+        """All finished layers, by `layers.N`, and `lm_head` where it is quantized."""
+        self._started = time.monotonic()
+        arch, found = self.reference.arch, dict[str, Layer]()
+        names = [f"layers.{number}" for number in range(arch.num_hidden_layers)]
+        names += [HEAD] if HEAD in self.forms else []
+        while names and (folder := self.cache.find(self._layer_key(names[0]))):
+            found[names[0]] = read_layer(folder)
+            names.pop(0)
+        if not names:
+            return found
+        self._first = len(found)
+        hidden = self._hidden_at(len(found), found)
+        for name in names:
+            folder = self.cache.get_or_make(self._layer_key(name), self._maker(name, hidden))
+            found[name] = read_layer(folder)
+            if self._made != name:  # another process was faster
+                hidden = self._hidden_at(len(found), found)
+            if name != HEAD:
+                self._keep(hidden, len(found))
+        self._forget(arch.num_hidden_layers)
+        return found
+
+    def _maker(self, name: str, hidden: Spill) -> Callable[[Path], None]:
+        def make(folder: Path) -> None:
+            with torch.no_grad():
+                if name == HEAD:
+                    self._head(folder, hidden)
+                else:
+                    self._layer(folder, hidden, int(name.rpartition(".")[2]))
+            self._made = name
+
+        return make
+
+    # Resuming
+
+    def _layer_key(self, name: str) -> dict[str, Any]:
+        return {**self.key, "entry": name}
+
+    def _hidden_key(self, done: int) -> dict[str, Any]:
+        return {**self.key, "entry": f"hidden states after {done} layers"}
+
+    def _keep(self, hidden: Spill, done: int) -> None:
+        """Make the hidden states after `done` layers findable, and drop those before."""
+
+        def make(folder: Path) -> None:
+            hidden.save(folder / HIDDEN)
+
+        self.cache.get_or_make(self._hidden_key(done), make)
+        self._forget(done - 1)
+
+    def _forget(self, done: int) -> None:
+        self.cache.remove(key_hash(self._hidden_key(done)))
+
+    def _hidden_at(self, done: int, found: Mapping[str, Layer]) -> Spill:
+        """Hidden states after `done` layers: stored ones, or the finished layers run again."""
+        hidden = self._spill(self.reference.arch.hidden_size, torch.float32)
+        done = min(done, self.reference.arch.num_hidden_layers)
+        for number in range(done, 0, -1):
+            folder = self.cache.find(self._hidden_key(number))
+            if folder is not None:
+                hidden.load(folder / HIDDEN)
+                break
+        else:
+            number = 0
+            table = {"embed_tokens": self.embedding}
+            embedder = Reference(self.reference.arch, table, torch.float32)
+            for index, row in enumerate(self.tokens.ids):
+                hidden[index] = embedder.embed(row[None])
+        with torch.no_grad():
+            for layer in range(number, done):
+                self._run_again(hidden, layer, found[f"layers.{layer}"])
+        return hidden
+
+    def _run_again(self, hidden: Spill, number: int, layer: Layer) -> None:
+        """Hidden states after a layer that is finished already."""
+        weights = fold_layer(self.reference.weights, number, layer.folds, self.reference.arch)
+        with self._stages(number, weights) as stages:
+            for matrix in self._matrices(number):
+                read, columns = layer.rounding(matrix.name, matrix.columns), matrix.columns
+                values = restored(read(0, matrix.rows), layer.forms[matrix.name], columns)
+                self._install(stages, matrix, values)
+            for index in range(self.tokens.count):
+                before = hidden[index]
+                context = stages.output_input(stages.attention_input(before))
+                middle = stages.after_attention(before, context)
+                product = stages.down_input(stages.feed_forward_input(middle))
+                hidden[index] = stages.after_feed_forward(middle, product)
+
+    # One layer
+
+    def _layer(self, folder: Path, hidden: Spill, number: int) -> None:
+        arch, weights = self.reference.arch, self.reference.weights
+        folds: dict[str, torch.Tensor] = {}
+        if self.scheme.quant.smooth == "awq":
+            folds = self._find_folds(hidden, number)
+        after = fold_layer(weights, number, folds, arch)
+        plain = fold_layer({**weights, **self._plainly_rounded(number)}, number, folds, arch)
+        work = _LayerWork(self, number, after, plain)
+        with self._stages(number, after) as stages:
+            context = self._spill(arch.num_attention_heads * arch.head_dim, self.reference.dtype)
+            product = self._spill(arch.intermediate_size, self.reference.dtype)
+            work.stage("attention", stages, lambda i: stages.attention_input(hidden[i]))
+
+            def mixed(index: int) -> torch.Tensor:
+                context[index] = stages.output_input(stages.attention_input(hidden[index]))
+                return context[index]
+
+            work.stage("output", stages, mixed)
+
+            def normed(index: int) -> torch.Tensor:
+                hidden[index] = stages.after_attention(hidden[index], context[index])
+                return stages.feed_forward_input(hidden[index])
+
+            work.stage("feed_forward", stages, normed)
+
+            def gated(index: int) -> torch.Tensor:
+                product[index] = stages.down_input(stages.feed_forward_input(hidden[index]))
+                return product[index]
+
+            work.stage("down", stages, gated)
+            for index in range(self.tokens.count):
+                hidden[index] = stages.after_feed_forward(hidden[index], product[index])
+            context.close()
+            product.close()
+        write_layer(folder, work.rounded, work.errors, folds)
+
+    def _find_folds(self, hidden: Spill, number: int) -> dict[str, torch.Tensor]:
+        """AWQ's scales from the float layer, on some of the sequences."""
+        arch, inputs = self.reference.arch, dict[str, Inputs]()
+        with self._stages(number, self.reference.weights) as stages:
+            for index in range(0, self.tokens.count - self.tokens.held, FOLD_SHARE):
+                before = hidden[index]
+                normed = stages.attention_input(before)
+                context = stages.output_input(normed)
+                middle = stages.after_attention(before, context)
+                second = stages.feed_forward_input(middle)
+                states = (normed, context, second, stages.down_input(second))
+                for stage, state in zip(STAGES, states, strict=True):
+                    entry = inputs.setdefault(stage, Inputs(state.shape[-1]))
+                    entry.add(state, self._token_weights(f"layers.{number}.{stage}", index))
+        self._check_inputs(inputs, number)
+        forms = {
+            part.rpartition(".")[2]: self.forms[matrix.name]
+            for matrix in self._matrices(number)
+            for part in matrix.parts
+        }
+        return find_folds(self.reference.weights, number, inputs, forms, self.scheme, arch)
+
+    def _check_inputs(self, inputs: Mapping[str, Inputs], number: int) -> None:
+        for stage, entry in inputs.items():
+            check_finite(entry.diagonal, f"layer {number} ({stage})")
+
+    def _head(self, folder: Path, hidden: Spill) -> None:
+        arch, weights = self.reference.arch, self.reference.weights
+        norm, inputs = weights["norm"].read().float(), Inputs(arch.hidden_size)
+        for index in range(self.tokens.count):
+            normed = rms_norm(hidden[index], (arch.hidden_size,), norm, arch.rms_norm_eps)
+            self.gather(inputs, normed, HEAD, index)
+        check_finite(inputs.diagonal, "the last norm")
+        matrix, form = self.matrices[-1], self.forms[HEAD]
+        rounded = round_matrix(weights[HEAD], form, inputs, self.scheme)
+        sample = sample_rows(weights[HEAD], JUDGED_ROWS)
+        plain = restored(self.scheme.plain(sample, form), form, matrix.columns)
+        error = LinearError(None, HEAD, inputs.relative_error(sample, plain), rounded.error)
+        self.report(arch.num_hidden_layers, error)
+        write_layer(folder, {HEAD: rounded}, [error], {})
+
+    # What layers share
+
+    def gather(self, inputs: Inputs, state: torch.Tensor, name: str, index: int) -> None:
+        """Add one sequence's inputs to the statistics, or hold them back for judging."""
+        weights = self._token_weights(name, index)
+        if index < self.tokens.count - self.tokens.held:
+            inputs.add(state, weights)
+        else:
+            inputs.hold(state, weights)
+
+    def report(self, layer: int, error: LinearError) -> None:
+        """Tell the progress: where the walk is, the linear's error, and the time left."""
+        layers = self.reference.arch.num_hidden_layers
+        per = (time.monotonic() - self._started) / max(1, layer - self._first + 0.5)
+        left = per * max(0.0, layers - layer - 0.5)
+        place = "lm_head" if error.layer is None else f"layer {layer + 1}/{layers} {error.linear}"
+        change = f"{100 * error.before:.2f} % → {100 * error.after:.2f} %"
+        self.advance(layer, layers + 1, f"{place}: error {change}, {left / 60:.0f} min left")
+
+    def _token_weights(self, name: str, index: int) -> torch.Tensor | None:
+        if self.fisher is None or self.scheme.quant.token_weights == "none":
+            return None
+        return self.fisher.tokens[name][index]
+
+    def _matrices(self, number: int) -> list[Matrix]:
+        prefix = f"layers.{number}."
+        return [m for m in self.matrices if m.name.startswith(prefix) and m.name in self.forms]
+
+    def _plainly_rounded(self, number: int) -> dict[str, Weight]:
+        """The layer's linears rounded to nearest: what calibration is compared with."""
+        return {
+            part: QuantizedMatrix(
+                self.reference.weights[part], self.forms[matrix.name], self.scheme.scale_dtype
+            ).dequantized()
+            for matrix in self._matrices(number)
+            for part in matrix.parts
+        }
+
+    def stage_matrices(self, number: int, stage: str) -> Iterator[Matrix]:
+        """The layer's matrices that read the stage's input."""
+        for matrix in self._matrices(number):
+            if matrix.parts[0].rpartition(".")[2] in STAGES[stage]:
+                yield matrix
+
+    def _spill(self, columns: int, dtype: torch.dtype) -> Spill:
+        count, length = self.tokens.ids.shape
+        return Spill(self.cache.folder, count, (1, length, columns), dtype)
+
+    @contextmanager
+    def _stages(self, number: int, weights: Mapping[str, Weight]) -> Iterator[LayerStages]:
+        with self.reference.layer(number) as module:
+            stages = LayerStages(self.reference, module, number)
+            stages.take(weights)
+            yield stages
+
+    def _install(self, stages: LayerStages, matrix: Matrix, values: torch.Tensor) -> None:
+        offset = 0
+        for part in matrix.parts:
+            count = self.reference.weights[part].shape[0]
+            stages.set(part.rpartition(".")[2], values[offset : offset + count])
+            offset += count
+
+    def install(self, stages: LayerStages, matrix: Matrix, rounded: Rounded) -> None:
+        """Let the layer compute with the rounded matrix from now on."""
+        values = restored(rounded.codes, rounded.form, matrix.columns)
+        self._install(stages, matrix, values)
+
+
+class _LayerWork:
+    """The rounding of one layer, stage by stage: folded weights, and plainly rounded ones."""
+
+    def __init__(
+        self, walk: Walk, number: int, weights: Mapping[str, Weight], plain: Mapping[str, Weight]
+    ) -> None:
+        self.rounded: dict[str, Rounded] = {}
+        self.errors: list[LinearError] = []
+        self._walk, self._number, self._weights, self._plain = walk, number, weights, plain
+
+    def stage(self, stage: str, stages: LayerStages, state: Callable[[int], torch.Tensor]) -> None:
+        """Gather the stage's inputs, `state(sequence)`, then round what reads them."""
+        walk, name = self._walk, f"layers.{self._number}.{stage}"
+        inputs: Inputs | None = None
+        for index in range(walk.tokens.count):
+            found = state(index)
+            inputs = inputs or Inputs(found.shape[-1])
+            walk.gather(inputs, found, name, index)
+        assert inputs is not None
+        check_finite(inputs.diagonal, f"layer {self._number} ({stage})")
+        for matrix in walk.stage_matrices(self._number, stage):
+            self._round(matrix, inputs, stages)
+
+    def _round(self, matrix: Matrix, inputs: Inputs, stages: LayerStages) -> None:
+        walk, form = self._walk, self._walk.forms[matrix.name]
+        weight = concatenate_rows([self._weights[part] for part in matrix.parts])
+        rounded = round_matrix(weight, form, inputs, walk.scheme)
+        plain = concatenate_rows([self._plain[part] for part in matrix.parts])
+        before = inputs.relative_error(
+            sample_rows(weight, JUDGED_ROWS), sample_rows(plain, JUDGED_ROWS)
+        )
+        kind = matrix.name.rpartition(".")[2]
+        error = LinearError(self._number, kind, before, rounded.error)
+        self.rounded[matrix.name] = rounded
+        self.errors.append(error)
+        walk.install(stages, matrix, rounded)
+        walk.report(self._number, error)
+
+
+def check_finite(values: torch.Tensor, place: str) -> None:
+    """Raise ConvertError when activations, or their squares, are not finite."""
+    if not bool(torch.isfinite(values).all()):
+        raise ConvertError(
+            Problem(
+                f"The activations of {place} have NaN or infinite values on the calibration text.",
+                "finite activations, as a sound checkpoint gives",
+                "check the checkpoint, or set calibration.compute=fp32",
+            )
+        )

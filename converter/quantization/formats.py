@@ -1,0 +1,224 @@
+"""Which format each matrix of the graph gets: the recipe's, or one that fits into a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from converter.architecture import Architecture
+from converter.decoder import Decoder
+from converter.errors import ConvertError, Problem
+from converter.quantization.mixed import Candidate, choose_formats, format_bytes
+from converter.quantization.rtn import BlockFormat
+from converter.recipe import LEFT_IN_FLOAT, QuantConfig, Recipe, parse_size
+
+FLOAT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+CANDIDATES = (
+    BlockFormat(4, 128, True),
+    BlockFormat(4, 64, True),
+    BlockFormat(4, 64, False),
+    BlockFormat(4, 32, True),
+    BlockFormat(4, 32, False),
+    BlockFormat(4, 16, True),
+    BlockFormat(8, 128, True),
+    BlockFormat(8, 64, True),
+    BlockFormat(8, 32, True),
+)
+"""What mixed precision chooses from; asymmetric ones only where the recipe allows zero points."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix of the graph, (rows, columns): the canonical weights `parts`, rows stacked."""
+
+    name: str
+    parts: tuple[str, ...]
+    rows: int
+    columns: int
+
+
+def graph_matrices(recipe: Recipe, decoder: Decoder) -> list[Matrix]:
+    """The linears of the graph that the recipe's target gets, layer by layer, lm_head last."""
+    target, arch = recipe.target, decoder.architecture
+    heads = ("q_proj", "k_proj", "v_proj")
+    qkv = {"qkv_proj": heads} if target.packed_qkv else {part: (part,) for part in heads}
+    both = ("gate_proj", "up_proj")
+    feed = {"gate_up_proj": both} if target.packed_gate_up else {part: (part,) for part in both}
+    kinds = {**qkv, "o_proj": ("o_proj",), **feed, "down_proj": ("down_proj",)}
+    found = []
+    for layer in range(arch.num_hidden_layers):
+        for kind, parts in kinds.items():
+            names = tuple(f"layers.{layer}.{part}" for part in parts)
+            found.append(_matrix(f"layers.{layer}.{kind}", names, decoder))
+    return [*found, _matrix("lm_head", ("lm_head",), decoder)]
+
+
+def _matrix(name: str, parts: tuple[str, ...], decoder: Decoder) -> Matrix:
+    shapes = [decoder.weights[part].shape for part in parts]
+    return Matrix(name, parts, sum(shape[0] for shape in shapes), shapes[0][1])
+
+
+def matrix_format(matrix: str, quant: QuantConfig) -> BlockFormat | None:
+    """Format of the matrix with this canonical name; None when it stays in float."""
+    own = {"lm_head": quant.lm_head, "embed_tokens": quant.embedding}.get(matrix)
+    bits = (own.bits if own else None) or quant.bits
+    if bits == LEFT_IN_FLOAT:
+        return None
+    symmetric = quant.symmetric if own is None or own.symmetric is None else own.symmetric
+    return BlockFormat(bits, (own.block_size if own else None) or quant.block_size, symmetric)
+
+
+def tied_format(
+    quant: QuantConfig, decoder: Decoder, head: BlockFormat | None
+) -> BlockFormat | None:
+    """The one format of a head that is tied to the embedding; None when each has its own.
+
+    The embedding then takes the head's, and their codes lie in the folder once.
+    """
+    weights = decoder.weights
+    same = weights["lm_head"] is weights["embed_tokens"] and head
+    if not same or head is None or matrix_format("embed_tokens", quant) is None:
+        return None
+    return head if decoder.architecture.hidden_size % head.block_size == 0 else None
+
+
+def candidate_formats(matrix: Matrix, quant: QuantConfig) -> list[BlockFormat]:
+    """The formats that mixed precision may give a matrix; one where the recipe states its own."""
+    own = matrix_format(matrix.name, quant)
+    if own is None:
+        return []
+    if matrix.name == "lm_head" and (quant.lm_head.bits or quant.lm_head.block_size):
+        return [own]
+    return [
+        form
+        for form in CANDIDATES
+        if (form.symmetric or not quant.symmetric)
+        and (matrix.columns % form.block_size == 0 or quant.pad_last_block)
+    ]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that the matrices may take together, and the smallest and largest they can be.
+
+    `fixed` are the bytes of everything else that counts: norms, biases, an embedding of its own.
+    """
+
+    matrices: int
+    least: int
+    most: int
+    fixed: int
+
+
+def size_budget(recipe: Recipe, decoder: Decoder) -> Budget:
+    """The budget that quant.target_size or quant.bits_per_weight leaves for the matrices."""
+    quant = recipe.quant
+    matrices = [m for m in graph_matrices(recipe, decoder) if candidate_formats(m, quant)]
+    sizes = [_candidate_sizes(matrix, recipe) for matrix in matrices]
+    least, most = sum(map(min, sizes)), sum(map(max, sizes))
+    if quant.bits_per_weight is not None:
+        count = sum(matrix.rows * matrix.columns for matrix in matrices)
+        return Budget(int(quant.bits_per_weight * count / 8), least, most, 0)
+    fixed = _fixed_bytes(recipe, decoder, {name for m in matrices for name in m.parts})
+    return Budget((parse_size(quant.target_size or "") or 0) - fixed, least, most, fixed)
+
+
+def budget_problems(recipe: Recipe, decoder: Decoder) -> Iterator[Problem]:
+    """A size that no choice of formats can reach."""
+    quant, budget = recipe.quant, size_budget(recipe, decoder)
+    if budget.matrices >= budget.least:
+        return
+    if quant.bits_per_weight is not None:
+        matrices = [m for m in graph_matrices(recipe, decoder) if candidate_formats(m, quant)]
+        count = sum(matrix.rows * matrix.columns for matrix in matrices)
+        low, high = (8 * size / count for size in (budget.least, budget.most))
+        yield Problem(
+            f"quant.bits_per_weight={quant.bits_per_weight} cannot be reached.",
+            f"{low:.3f} to {high:.3f} bits, scales and zero points included",
+            f"set quant.bits_per_weight={low + 0.005:.2f} or more",
+        )
+    else:
+        low, high = ((size + budget.fixed) / 1e6 for size in (budget.least, budget.most))
+        yield Problem(
+            f"quant.target_size={quant.target_size} cannot be reached.",
+            f"{low:.2f} to {high:.2f} MB for this model and target",
+            f"set quant.target_size={low + 0.005:.2f}MB or more",
+        )
+
+
+def choose_mixed(
+    recipe: Recipe, decoder: Decoder, losses: Mapping[str, Sequence[float]]
+) -> dict[str, BlockFormat]:
+    """The formats of least total loss within the budget; `losses` per matrix and candidate."""
+    quant, budget = recipe.quant, size_budget(recipe, decoder)
+    if budget.matrices < budget.least:
+        raise ConvertError(budget_problems(recipe, decoder))
+    matrices = [m for m in graph_matrices(recipe, decoder) if candidate_formats(m, quant)]
+    options = [
+        [
+            Candidate(size, loss)
+            for size, loss in zip(_candidate_sizes(m, recipe), losses[m.name], strict=True)
+        ]
+        for m in matrices
+    ]
+    picks = choose_formats(options, budget.matrices)
+    return {
+        m.name: candidate_formats(m, quant)[pick] for m, pick in zip(matrices, picks, strict=True)
+    }
+
+
+def _candidate_sizes(matrix: Matrix, recipe: Recipe) -> list[int]:
+    scale = FLOAT_BYTES[recipe.target.float_type]
+    return [
+        format_bytes(matrix.rows, matrix.columns, form, scale)
+        for form in candidate_formats(matrix, recipe.quant)
+    ]
+
+
+def _fixed_bytes(recipe: Recipe, decoder: Decoder, chosen: set[str]) -> int:
+    """Bytes of the weights that are not `chosen`; a tied embedding lies in the head's codes."""
+    width, total = FLOAT_BYTES[recipe.target.float_type], 0
+    table = decoder.weights["embed_tokens"]
+    tied = table is decoder.weights["lm_head"]
+    for name, weight in decoder.weights.items():
+        form = matrix_format(name, recipe.quant) if name == "embed_tokens" else None
+        if name in chosen or (tied and name == "embed_tokens" and "lm_head" in chosen and form):
+            continue
+        if tied and name == "lm_head":
+            continue
+        if form:
+            total += format_bytes(weight.shape[0], weight.shape[1], form, width)
+        else:
+            total += weight.numel * width
+    return total
+
+
+def indivisible(
+    quant: QuantConfig, arch: Architecture, check_layers: bool = True
+) -> Iterator[Problem]:
+    """Matrices whose columns the recipe's block size does not divide."""
+    columns = {
+        "q_proj": arch.hidden_size,
+        "o_proj": arch.num_attention_heads * arch.head_dim,
+        "down_proj": arch.intermediate_size,
+        "lm_head": arch.hidden_size,
+        "embed_tokens": arch.hidden_size,
+    }
+    for matrix, count in columns.items():
+        form = matrix_format(matrix, quant)
+        padded = quant.pad_last_block and matrix != "embed_tokens"
+        chosen = not check_layers and matrix != "embed_tokens"
+        if form is None or count % form.block_size == 0 or padded or chosen:
+            continue
+        key = {"lm_head": "quant.lm_head", "embed_tokens": "quant.embedding"}.get(matrix, "quant")
+        fitting = [size for size in (256, 128, 64, 32, 16) if count % size == 0]
+        yield Problem(
+            f"{matrix} has {count} columns, which blocks of {form.block_size} do not divide.",
+            f"a block size that divides {count}: "
+            f"{', '.join(map(str, fitting)) or 'none is large enough for MatMulNBits'}",
+            f"set {key}.block_size={fitting[0]}"
+            if fitting
+            else f"set {key}.bits=16"
+            if key != "quant"
+            else "set quant.pad_last_block=true",
+        )
