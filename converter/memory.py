@@ -15,11 +15,11 @@ from converter.decoder import Decoder
 from converter.quantized import QuantizedMatrix
 from converter.weight import GroupPart, Weight
 
-CODES_BYTES = 60
+CODES_BYTES = 30
 """Bytes per value of a tile while it is quantized: source, float32 copies, codes, packed codes."""
 FINITE_BYTES = 3
 """Bytes per value of the masks that the check for NaN makes, besides one copy of the tile."""
-THREAD_BYTES = 30_000_000
+THREAD_BYTES = 15_000_000
 """A worker's own share: tiles of the source, the allocator's reserve."""
 RUNTIME_BYTES = 400_000_000
 """onnxruntime and transformers with their libraries, buffers and logits."""
