@@ -16,10 +16,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.cores import physical_cores
 from converter.errors import ConvertError, Problem
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 WORKER = "converter.benchmark_worker"
 TABLES = ("Gather", "GatherBlockQuantized")
@@ -159,23 +162,33 @@ def summarise(
 
 
 def bytes_per_token(folder: Path, context: int) -> int:
-    """Bytes that decoding one token reads: every matrix whole, keys and values of the context.
+    """Bytes that decoding one token after `context` others reads; see `graph_bytes_per_token`."""
+    import onnx_ir as ir
+
+    return graph_bytes_per_token(ir.load(folder / _model_file(folder)).graph, context)
+
+
+def graph_bytes_per_token(graph: ir.Graph, context: int) -> int:
+    """Every matrix whole, and keys and values of the context.
 
     Rows of an embedding and of the cos/sin caches are left out: one of each is read.
     """
-    import onnx_ir as ir
-
-    graph = ir.load(folder / _model_file(folder)).graph
-    total = 0
+    total = context * cache_bytes_per_token(graph)
     for value in graph.initializers.values():
         readers = {node.op_type for node, _ in value.uses()} - set(TABLES)
         if value.const_value is not None and readers - {"GroupQueryAttention", "RotaryEmbedding"}:
             total += value.const_value.nbytes
+    return total
+
+
+def cache_bytes_per_token(graph: ir.Graph) -> int:
+    """Bytes of the keys and values that each token adds to the cache."""
+    total = 0
     for value in graph.inputs:
         if value.name and value.name.startswith("past_key_values") and value.shape is not None:
             heads, size = value.shape[1], value.shape[3]
             assert isinstance(heads, int) and isinstance(size, int) and value.dtype is not None
-            total += heads * size * context * value.dtype.bitwidth // 8
+            total += heads * size * value.dtype.bitwidth // 8
     return total
 
 
