@@ -16,6 +16,7 @@ from conftest import SHARED_DATA
 from oracle import feeds, llama_of
 from transformers import LlamaConfig
 
+from converter.architecture import read_architecture
 from converter.checkpoint import Checkpoint
 from converter.cli.compose import compose_recipe
 from converter.engine import run_recipe
@@ -31,6 +32,23 @@ CONFIGS = sorted(
 POSITIONS, PAST = 64, 96
 """max_position_embeddings scaled down, and a length past it."""
 TOLERANCE = 1e-4
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+PRESETS = {
+    "internlm2_7b": "internlm2-7b",
+    "internlm2_20b": "internlm2-20b",
+    "internlm2_1_8b_chat": "internlm2-chat-1_8b",
+    "internlm2_1_8b_chat_sft": "internlm2-chat-1_8b-sft.first_release_bc3937e",
+    "internlm2_7b_chat_sft": "internlm2-chat-7b-sft",
+    "internlm2_20b_chat": "internlm2-chat-20b",
+    "internlm2_5_1_8b_chat": "internlm2_5-1_8b-chat",
+    "internlm2_5_7b": "internlm2_5-7b",
+    "internlm2_5_7b_chat": "internlm2_5-7b-chat",
+    "internlm2_5_7b_chat_1m": "internlm2_5-7b-chat-1m",
+    "internlm2_5_20b": "internlm2_5-20b",
+    "internlm2_5_20b_chat": "internlm2_5-20b-chat",
+}
+"""A preset's model to the published config that it states."""
 
 needs_configs = pytest.mark.skipif(not CONFIGS, reason=f"no published configs in {SHARED_DATA}")
 
@@ -162,6 +180,17 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
         assert (found - expected).abs().max() < TOLERANCE, (folder.name, length)
         own = torch.from_numpy(internlm2_logits(said, checkpoint, ids[0].numpy()))
         assert (found[0] - own).abs().max() < TOLERANCE, (folder.name, length)
+
+
+@needs_configs
+@pytest.mark.parametrize("model", PRESETS)
+def test_a_preset_states_what_was_published(model: str) -> None:
+    recipe = compose_recipe([f"recipe={model}_cpu_int4"])
+    said, config = recipe.model.config, published(PRESETS[model])
+    assert read_architecture(said) == read_architecture(config)
+    assert {key: said[key] for key in TOKEN_IDS} == {key: config[key] for key in TOKEN_IDS}
+    assert recipe.source.repo == recipe.model.repo
+    assert recipe.model.repo == "internlm/" + PRESETS[model].partition(".")[0]
 
 
 @pytest.mark.parametrize("scaling", [None, ("linear", 2.0), ("dynamic", 2.0), ("dynamic", 3.0)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -210,6 +211,15 @@ def test_a_disk_too_small_is_found_before_the_download(hub: Hub) -> None:
         preview_hub(REPO, None, RECIPE.layout)
     assert "HF_HOME" in str(error.value)
     assert SHARD not in hub.fetched()
+
+
+def test_a_disk_that_fills_up_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    with pytest.raises(ConvertError, match="too little room: the disk is full"):
+        fetch()
 
 
 def test_a_preview_reads_headers_only(hub: Hub) -> None:
