@@ -187,7 +187,10 @@ def environment(scratch: Path) -> dict[str, str]:
         "ORT_DISABLE_TELEMETRY": "1",
         "OLIVE_DISABLE_TELEMETRY": "1",
         "OLIVE_TELEMETRY_CACHE_DIR": str(scratch / "telemetry"),
-        "XDG_CACHE_HOME": str(scratch / "cache"),
+        **{
+            f"XDG_{kind}_HOME": str(scratch / kind.lower())
+            for kind in ("CACHE", "CONFIG", "DATA", "STATE")
+        },
         "HF_HUB_OFFLINE": "1",
         "TMPDIR": str(scratch),
         "PYTHONUNBUFFERED": "1",

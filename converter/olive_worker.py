@@ -141,10 +141,13 @@ def _config_problems(
     except ValidationError as error:
         wrong = {str(detail["loc"][0]): detail for detail in reversed(error.errors())}
         for key, detail in wrong.items():
+            lacking = detail["type"] == "missing"
             yield Problem(
-                f"{label}: {key}={kept.get(key)!r} for Olive's {name}.",
+                f"{label}: Olive's {name} lacks the setting {key}."
+                if lacking
+                else f"{label}: {key}={kept.get(key)!r} for Olive's {name}.",
                 str(detail["msg"]).replace("Input should be", "the setting is"),
-                f"correct {key}: {known[key].description or 'see the documentation of Olive'}",
+                f"set {key}: {known[key].description or 'see the documentation of Olive'}",
             )
     except (ValueError, AssertionError) as error:
         yield Problem(f"{label}: {_said(error)}", f"settings that Olive's {name} accepts", "")
