@@ -24,6 +24,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 _REFERENCE = re.compile(r"\$\{([a-z_]+)(\.[A-Za-z][A-Za-z0-9_]*)*\}")
 _DEFAULT = re.compile(r"(?:override )?/?([a-z_]+)")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*(\.[A-Za-z0-9_+-]+)*")
 _PACKAGE = re.compile(r"^\s*#\s*@\s*package\b(.*)$", re.MULTILINE)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _OUTSIDE = re.compile(
@@ -38,6 +39,7 @@ USER_KEYS = {
     "overwrite": (False,),
     "source.path": (None,),
     "evaluate.text": ("builtin",),
+    "calibration.text": ("builtin",),
     "olive.workflow": (None,),
 }
 """Keys that name places on the user's machine, with the values that any recipe may give them."""
@@ -85,8 +87,12 @@ RUNTIME_OPTIONS = {
 """Runtime settings that neither load a library nor write a file."""
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """SafeLoader that reads 1e-5 as a number, as OmegaConf does."""
+# libyaml's loader is ten times as fast as the one in Python; not every PyYAML is built with it.
+_Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Safe):  # type: ignore[misc]
+    """A safe loader that reads 1e-5 as a number, as OmegaConf does."""
 
 
 _Loader.add_implicit_resolver(
@@ -96,8 +102,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+def parse_built_in(content: bytes) -> dict[str, Any]:
+    """The values of a file of this package."""
+    return dict(yaml.load(content, _Loader) or {})  # a safe loader all the same
+
+
 def parse_trusted(label: str, content: bytes) -> dict[str, Any]:
-    """The values of a recipe file of the user's own or of this package; `label` names it.
+    """The values of a recipe file of the user's own; `label` names it.
 
     Its syntax is checked as a foreign file's is, its values are not.
     """
@@ -122,7 +133,10 @@ def parse_foreign(label: str, content: bytes, slot: str, slots: Iterable[str]) -
     prefix = "" if slot in ("recipe", "sweep") else f"{slot}."
     problems = [*_package_problems(label, content.decode(), slot)]
     problems += _defaults_problems(label, values.get("defaults", []), slot, set(slots))
-    problems += _value_problems(label, own, prefix)
+    if slot == "sweep":
+        problems += _sweep_problems(label, own)
+    else:
+        problems += _value_problems(label, own, prefix)
     raise_if(problems)
     return values
 
@@ -232,6 +246,32 @@ def _default_problems(item: Any, slot: str, slots: set[str]) -> Iterator[str]:
         yield f"{str(key)[:80]!r}"
     elif not isinstance(choice, str) or not NAME.fullmatch(choice):
         yield f"{key}: {str(choice)[:80]!r}"
+
+
+def _sweep_problems(label: str, values: Mapping[str, Any]) -> Iterator[Problem]:
+    """A sweep's keys are dotted, and its values become words of a command line."""
+    for part in ("set", "grid"):
+        entries = values.get(part, {})
+        for path, value in entries.items() if isinstance(entries, Mapping) else ():
+            listed = value if isinstance(value, list) else [value]
+            yield from _places(label, str(path), listed)
+            for item in listed:
+                if not isinstance(item, (int, float, type(None))) and not _WORD.fullmatch(
+                    str(item)
+                ):
+                    yield _problem(label, f"sets {path} to {str(item)[:80]!r}", "names and numbers")
+    for key in set(values) - {"set", "grid"}:
+        if key != "recipe" or not NAME.fullmatch(str(values[key])):
+            yield _problem(label, f"has {key}: {str(values[key])[:80]!r}", "recipe, set and grid")
+
+
+def _places(label: str, path: str, values: Iterable[Any]) -> Iterator[Problem]:
+    parts = path.split(".")
+    if not all(_KEY.fullmatch(part) for part in parts):
+        yield _problem(label, f"sets {path!r}", "dotted keys of the recipe")
+        return
+    for value in values:
+        yield from _place_problems(label, path, parts[-1], value)
 
 
 def _value_problems(label: str, value: Any, path: str) -> Iterator[Problem]:

@@ -62,8 +62,12 @@ def compose_recipe(words: Sequence[str]) -> Recipe:
 def compose_values(words: Sequence[str]) -> dict[str, Any]:
     """The composed recipe as nested plain containers, not yet checked against the schema."""
     prepared = prepare(words)
-    values = _compose(prepared)
-    return named(values, prepared.words)
+    return compose_prepared(prepared.words, prepared)
+
+
+def compose_prepared(words: Sequence[str], prepared: Prepared) -> dict[str, Any]:
+    """Compose `words`, one combination of those that were prepared."""
+    return named(_compose(words, prepared.nodes), words)
 
 
 def named(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def prepare(words: Sequence[str], sweep: bool = False) -> Prepared:
         ConvertError: lists every word that cannot be used, with the nearest one that can.
     """
     tree, words = _with_local(words)
-    overrides = [_parse(word) for word in words]
+    overrides = [parse_word(word) for word in words]
     raise_if(problem for item in overrides for problem in _override_problems(item, tree, sweep))
     raise_if(_recipe_problems(overrides))
     return Prepared(
@@ -128,7 +132,8 @@ def _foreign_nodes(
     return found
 
 
-def _parse(word: str) -> Any:
+def parse_word(word: str) -> Any:
+    """The word as Hydra's `Override`, or a `Problem` when it is none."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -215,16 +220,18 @@ def register(nodes: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
         store.store(group=f"{slot}/{home}", name=name, node=dict(node), package=package)
 
 
-def _compose(prepared: Prepared) -> dict[str, Any]:
+def _compose(
+    words: Sequence[str], nodes: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    register(prepared.nodes)
+    register(nodes)
     try:
         with initialize_config_dir(str(recipes_folder()), version_base="1.3"):
-            config = compose(PRIMARY, prepared.words)
+            config = compose(PRIMARY, list(words))
             values: Any = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConvertError(

@@ -13,6 +13,17 @@ from importlib import import_module
 from typing import Any
 
 VERBS = {
+    "list": ("converter.cli.listing", "recipes, one line each; words filter; `list passes`"),
+    "show": ("converter.cli.show", "a composed recipe, and where each value comes from"),
+    "diff": ("converter.cli.show:diff", "what two recipes do differently"),
+    "check": ("converter.cli.check", "validate recipes, or a folder of them, without running"),
+    "new": ("converter.cli.new", "write a recipe file to start from"),
+    "pick": ("converter.cli.pick", "the best job of a sweep within limits"),
+    "explain": ("converter.cli.provenance", "what a finished folder is made of"),
+    "reproduce": ("converter.cli.provenance:reproduce", "make a folder again and compare hashes"),
+    "repo": ("converter.cli.repo", "recipe repositories: add, list, update, remove, init"),
+    "cache": ("converter.cli.cache", "what is kept for later runs: list, clear"),
+    "completion": ("converter.cli.completion", "a TAB completion script for bash, zsh or fish"),
     "chat": ("converter.cli.chat", "talk to a converted model"),
     "bench": ("converter.cli.bench", "measure how fast finished folders run"),
     "eval": ("converter.cli.evaluate", "compare finished folders with their float model"),
@@ -20,7 +31,8 @@ VERBS = {
     "plan": ("converter.cli.plan", "say what a conversion will do, from headers alone"),
     "synth": ("converter.cli.synth", "write a synthetic checkpoint to disk"),
 }
-"""Verb to the module whose `main(arguments)` runs it, and what it does."""
+"""Verb to the module that runs it (`main`, or the function after a colon), and its purpose."""
+SWEEPS = ("-m", "--multirun")
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -43,10 +55,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _verb(word: str) -> Callable[[Sequence[str]], int]:
     if word in VERBS:
-        module = import_module(VERBS[word][0])
-        verb: Callable[[Sequence[str]], int] = module.main
+        place, _, name = VERBS[word][0].partition(":")
+        verb: Callable[[Sequence[str]], int] = getattr(import_module(place), name or "main")
         return lambda words: verb(words[1:])
-    return run
+    if word in SWEEPS:
+        from converter.cli import sweep
+
+        return lambda words: sweep.main(words[1:])
+    return _refuse if word.startswith("-") else run
+
+
+def _refuse(words: Sequence[str]) -> int:
+    """Hydra's own options, such as --config-dir, would read recipes that nothing has checked."""
+    from converter.errors import ConvertError, Problem
+
+    raise ConvertError(
+        Problem(
+            f"{words[0]!r} is not an option.",
+            "-m for a sweep, --help or --version; folders of recipes come as ./FILE.yaml or NAME/…",
+            "convert repo add NAME URL, or recipe=./FILE.yaml",
+        )
+    )
 
 
 def run(words: Sequence[str]) -> int:
@@ -95,24 +124,18 @@ def help_text() -> str:
         "convert: put a language model on ONNX Runtime GenAI, as a recipe says.",
         "",
         "  convert recipe=NAME [source.path=FOLDER] [output=FOLDER] [overwrite=true] [key=value …]",
+        "  convert -m recipe=NAME key=a,b …    a sweep over all combinations, or -m sweep=NAME",
         *(f"  convert {verb:<28}{what}" for verb, (_, what) in VERBS.items()),
         "",
         "Try it:  convert recipe=demo",
         "",
-        "Recipes:",
-        *_columns(group_choices("recipe")),
+        f"{len(group_choices('recipe'))} recipes: `convert list` shows them, "
+        "`convert list 7b cuda` those with both words.",
         "",
         "Slots, each with its choices (slot=choice, or slot.key=value):",
-        *(f"  {group:<10}{', '.join(choices)}" for group, choices in slots.items()),
+        *(f"  {group:<12}{', '.join(choices)}" for group, choices in slots.items()),
     ]
     return "\n".join(lines)
-
-
-def _columns(names: Sequence[str], width: int = 100) -> list[str]:
-    cell = max(map(len, names), default=0) + 2
-    count = max(1, (width - 2) // cell)
-    rows = [names[index : index + count] for index in range(0, len(names), count)]
-    return ["  " + "".join(f"{name:<{cell}}" for name in row).rstrip() for row in rows]
 
 
 if __name__ == "__main__":

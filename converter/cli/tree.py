@@ -8,15 +8,19 @@ checked by `converter.trust` and flattened here into plain values, so that Hydra
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConvertError, Problem, raise_if
 from converter.schema import nearest_names
-from converter.trust import name_problems, parse_foreign, parse_trusted
+from converter.trust import name_problems, parse_built_in, parse_foreign, parse_trusted
+
+if TYPE_CHECKING:
+    from converter.repositories import Repository
 
 PRIMARY = "convert"
 LOCAL = "local"
@@ -66,9 +70,16 @@ def slots() -> list[str]:
     return [name for name in folders() if name != SWEEP]
 
 
+@lru_cache(maxsize=64)
 def built_in(folder: str) -> list[str]:
     """Names of the built-in files of a folder of the tree."""
     return sorted(path.stem for path in (recipes_folder() / folder).glob("*.yaml"))
+
+
+@lru_cache(maxsize=1024)
+def built_in_values(path: str) -> Mapping[str, Any]:
+    """What a built-in file holds; `path` is below recipes/."""
+    return parse_built_in((recipes_folder() / path).read_bytes())
 
 
 def choices(folder: str) -> list[str]:
@@ -77,20 +88,45 @@ def choices(folder: str) -> list[str]:
 
 
 def _foreign_names(folder: str) -> Iterator[tuple[str, str]]:
-    from converter.repositories import repositories
-
-    for name in repositories():
+    for name in known_repositories():
         for path in repository_tree(name):
             if path.startswith(f"{folder}/"):
                 yield name, path.removeprefix(f"{folder}/").removesuffix(".yaml")
 
 
+_trial: dict[str, Mapping[str, bytes]] = {}
+"""Repositories that are being checked and not yet pinned."""
+
+
+def known_repositories() -> list[str]:
+    """Names of the repositories in use."""
+    from converter.repositories import repositories
+
+    return list(dict.fromkeys([*_trial, *repositories()]))
+
+
 @lru_cache(maxsize=64)
+def _pinned_tree(repository: Repository) -> Mapping[str, bytes]:
+    from converter.repositories import read_files
+
+    return read_files(repository, folders())
+
+
 def repository_tree(name: str) -> Mapping[str, bytes]:
     """The recipe files of a repository in use, at its pinned commit."""
-    from converter.repositories import read_files, repositories
+    from converter.repositories import repositories
 
-    return read_files(repositories()[name], folders())
+    return _trial[name] if name in _trial else _pinned_tree(repositories()[name])
+
+
+@contextmanager
+def trial(repository: Repository, tree: Mapping[str, bytes]) -> Iterator[None]:
+    """Use a repository's files before it is pinned."""
+    _trial[repository.name] = tree
+    try:
+        yield
+    finally:
+        del _trial[repository.name]
 
 
 @lru_cache(maxsize=64)
@@ -140,18 +176,18 @@ class Tree:
         piece, home = Piece(), choice.rpartition("/")[0]
         for item in values.pop("defaults", []):
             if isinstance(item, str) and item != "_self_":
-                base = self.piece(folder, self._qualified(folder, item, home), (*above, choice))
+                base = self.piece(folder, self.qualified(folder, item, home), (*above, choice))
                 piece.layers += base.layers
                 piece.choices |= base.choices
             elif isinstance(item, dict):
                 ((key, option),) = item.items()
                 slot = str(key).removeprefix("override ").lstrip("/")
-                piece.choices[slot] = self._qualified(slot, str(option), home), label
+                piece.choices[slot] = self.qualified(slot, str(option), home), label
         piece.layers.append(Layer(label, values))
         return piece
 
-    def _qualified(self, folder: str, name: str, home: str) -> str:
-        """A name in a repository's file is the repository's own file first, then the built-in."""
+    def qualified(self, folder: str, name: str, home: str) -> str:
+        """A name in a repository's file: its own file where it has one, or else the built-in."""
         own = f"{folder}/{name}.yaml" in self._tree(home) if home else False
         return f"{home}/{name}" if own else name
 
@@ -159,10 +195,9 @@ class Tree:
         home, _, name = choice.rpartition("/")
         path = f"{folder}/{name}.yaml"
         if not home:
-            place = recipes_folder() / path
             if name not in built_in(folder):
                 raise ConvertError(unknown_choice(folder, choice))
-            return f"recipes/{path}", parse_trusted(str(place), place.read_bytes())
+            return f"recipes/{path}", dict(built_in_values(path))
         content = self._tree(home).get(path)
         if content is None:
             raise ConvertError(unknown_choice(folder, choice))
@@ -172,11 +207,9 @@ class Tree:
         return f"{home}: {path}", parse_foreign(f"{home}: {path}", content, folder, folders())
 
     def _tree(self, home: str) -> Mapping[str, bytes]:
-        from converter.repositories import repositories
-
         if home == LOCAL:
             return self._files
-        return repository_tree(home) if home in repositories() else {}
+        return repository_tree(home) if home in known_repositories() else {}
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""`convert check [NAME|FOLDER|FILE]`: compose and validate recipes without running them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from converter.cli import tree
+from converter.cli.compose import compose_recipe
+from converter.cli.show import as_word
+from converter.errors import ConvertError, Problem, raise_if
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb."""
+    parser = argparse.ArgumentParser(prog="convert check", description=__doc__)
+    parser.add_argument("what", nargs="?", help="a recipe, a file or a folder; all recipes if none")
+    parser.add_argument("overrides", nargs="*", help="key=value, as for a run")
+    parsed = parser.parse_args(arguments)
+    what = parsed.what
+    if what is not None and Path(what).is_dir():
+        names = check_folder(Path(what))
+    else:
+        names = [what] if what else tree.choices(tree.RECIPE)
+    check_recipes(names, parsed.overrides)
+    print(f"{len(names)} recipe{'s' if len(names) != 1 else ''} checked, no problem")
+    return 0
+
+
+def check_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> None:
+    """Compose each recipe and check its values and the order of its passes.
+
+    Raises:
+        ConvertError: lists the problems of all recipes, each with its recipe's name.
+    """
+    from converter.engine import order_problems
+    from converter.pass_registry import make_passes
+
+    problems: list[Problem] = []
+    for name in names:
+        try:
+            recipe = compose_recipe([as_word(name), *overrides])
+            passes = [item for item in make_passes(recipe.passes) if item.enabled(recipe)]
+            raise_if(order_problems(passes))
+        except ConvertError as error:
+            problems += [_of(name, problem) for problem in error.problems]
+    raise_if(problems)
+
+
+def check_folder(folder: Path) -> list[str]:
+    """Check a repository's working tree as `repo add` will; the recipes' paths to compose.
+
+    Raises:
+        ConvertError: lists what a foreign repository may not have.
+    """
+    root = folder.resolve()
+    links = [path for path in root.rglob("*") if path.is_symlink() and ".git" not in path.parts]
+    raise_if(
+        Problem(f"{path} is a link.", "plain files only", "replace it by a file") for path in links
+    )
+    found = tree.local_tree(root)
+    if not any(path.startswith(f"{tree.RECIPE}/") for path in found):
+        raise ConvertError(
+            Problem(
+                f"{root} has no recipe/NAME.yaml.",
+                "a folder with the folders of recipes/: recipe, quant, target, …",
+                "convert repo init FOLDER writes one to start from",
+            )
+        )
+    tree.check_files(root.name, found)
+    return [str(root / path) for path in found if path.startswith(f"{tree.RECIPE}/")]
+
+
+def _of(name: str, problem: Problem) -> Problem:
+    return Problem(f"{name}: {problem.found}", problem.expected, problem.remedy)

@@ -1,0 +1,115 @@
+"""`convert list [WORD …]`: recipes, one line each; `list passes` and `list SLOT` list the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from converter.cli.tree import PRIMARY, RECIPE, SWEEP, Tree, built_in_values, choices, folders
+from converter.errors import ConvertError, Problem
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one line says of a recipe."""
+
+    name: str
+    source: str
+    size: str
+    precision: str
+    target: str
+
+    def __str__(self) -> str:
+        first = f"{self.name:<42}{self.source:<36}{self.size:>8}"
+        return f"{first}  {self.precision:<17} {self.target}".rstrip()
+
+
+HEAD = Line("recipe", "source", "size", "precision", "target")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb."""
+    words = [word.lower() for word in arguments]
+    if words[:1] == ["passes"]:
+        print("\n".join(_passes()))
+    elif words and words[0] in folders() and words[0] != RECIPE:
+        print("\n".join(choices(words[0])))
+    else:
+        _print_recipes([word for word in words if word != RECIPE])
+    return 0
+
+
+def recipe_line(name: str, tree: Tree) -> Line:
+    """What a recipe is for, from its files alone."""
+    piece = tree.piece(RECIPE, name)
+    chosen = _defaults() | {slot: option for slot, (option, _) in piece.choices.items()}
+    values = piece.merged()
+    slots = {
+        slot: {**tree.piece(slot, chosen[slot]).merged(), **values.get(slot, {})}
+        for slot in ("model", "source", "quant", "target")
+    }
+    source, model, target = slots["source"], slots["model"], slots["target"]
+    kind = source.get("kind", "checkpoint")
+    repo = source.get("repo") or ""
+    place = model.get("repo") if "${model.repo}" in repo else repo
+    where = (place or "source.path") if kind == "checkpoint" else kind
+    return Line(
+        name,
+        str(where),
+        parameters(model.get("config") or {}),
+        precision(chosen["quant"], slots["quant"], target),
+        str(target.get("execution_provider", "cpu")),
+    )
+
+
+def precision(name: str, quant: Mapping[str, Any], target: Mapping[str, Any]) -> str:
+    """Bits and scheme, such as `int4 awq`, or the float type."""
+    if quant.get("round", "none") == "none":
+        return str(target.get("float_type", "fp32"))
+    return f"int{quant.get('bits', 4)} {name.rpartition('/')[2]}"
+
+
+def parameters(config: Mapping[str, Any]) -> str:
+    """The number of a decoder's weights, such as `7.7 B`; empty without a config."""
+    try:
+        hidden, inner = config["hidden_size"], config["intermediate_size"]
+        heads = config["num_attention_heads"]
+        groups = config.get("num_key_value_heads", heads) / heads
+        layer = hidden * hidden * (2 + 2 * groups) + 3 * hidden * inner + 2 * hidden
+        tables = 1 if config.get("tie_word_embeddings") else 2
+        count = config["num_hidden_layers"] * layer + tables * config["vocab_size"] * hidden
+    except (KeyError, TypeError, ZeroDivisionError):
+        return ""
+    return f"{count / 1e9:.1f} B" if count >= 1e8 else f"{count / 1e6:.1f} M"
+
+
+def _print_recipes(words: Sequence[str]) -> None:
+    tree = Tree()
+    lines = [recipe_line(name, tree) for name in choices(RECIPE)]
+    found = [line for line in lines if all(word in str(line).lower() for word in words)]
+    if not found:
+        raise ConvertError(
+            Problem(
+                f"No recipe has {' and '.join(words)}.",
+                f"words of the {len(lines)} recipes' names, sources, precisions or targets",
+                "convert list",
+            )
+        )
+    print("\n".join(map(str, [HEAD, *found])))
+    sweeps = choices(SWEEP)
+    if sweeps and not words:
+        print(f"\nSweeps (convert -m sweep=NAME): {', '.join(sweeps)}")
+
+
+def _passes() -> list[str]:
+    from converter.pass_registry import BUILT_IN, pass_names
+
+    return [f"{name:<12}{BUILT_IN.get(name, 'installed package')}" for name in pass_names()]
+
+
+def _defaults() -> dict[str, str]:
+    """The primary config's choices."""
+    listed = built_in_values(f"{PRIMARY}.yaml")["defaults"]
+    entries = [item for item in listed if isinstance(item, dict)]
+    return {str(key): str(value) for entry in entries for key, value in entry.items()}

@@ -1,0 +1,67 @@
+"""`convert new NAME --from OTHER`: a recipe file of one's own to start from."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from converter.cli.tree import RECIPE, Tree, built_in, recipes_folder
+from converter.errors import ConvertError, Problem, raise_if
+from converter.trust import name_problems
+
+TEMPLATE = """# @package _global_
+# convert recipe=./{file}
+#
+# It builds on {base}. `convert show ./{file}` says what it composes to and where each value
+# comes from; `convert check ./{file}` validates it.
+defaults:
+  - {base}
+{choices}
+# Single values stand below their slot, for instance:
+# quant:
+#   block_size: 128
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb."""
+    parser = argparse.ArgumentParser(prog="convert new", description=__doc__)
+    parser.add_argument("name", help="the new recipe's name")
+    parser.add_argument("--from", dest="base", required=True, help="a built-in recipe")
+    parsed = parser.parse_args(arguments)
+    path = Path(f"{parsed.name}.yaml")
+    raise_if([*_problems(parsed.name, parsed.base, path)])
+    with path.open("x", encoding="utf-8") as file:
+        file.write(recipe_text(path.name, parsed.base))
+    print(path)
+    return 0
+
+
+def recipe_text(file: str, base: str) -> str:
+    """A recipe that builds on `base`, with base's choices as comments to change."""
+    piece = Tree().piece(RECIPE, base)
+    lines = [
+        f"  # - override /{slot}: {option}    # or: {', '.join(_others(slot, option))}"
+        for slot, (option, _) in piece.choices.items()
+    ]
+    return TEMPLATE.format(file=file, base=base, choices="\n".join(lines))
+
+
+def _others(slot: str, option: str, count: int = 4) -> list[str]:
+    return [name for name in built_in(slot) if name != option][:count]
+
+
+def _problems(name: str, base: str, path: Path) -> list[Problem]:
+    problems = [*name_problems("The new recipe", name)]
+    if path.exists():
+        problems.append(Problem(f"{path} exists already.", "a new name", "choose another"))
+    if base not in built_in(RECIPE):
+        try:
+            Tree().piece(RECIPE, base)
+            problems.append(
+                Problem(f"{base} is not built in.", "a built-in recipe", f"see {recipes_folder()}")
+            )
+        except ConvertError as error:
+            problems += error.problems
+    return problems

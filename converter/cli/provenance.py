@@ -1,0 +1,171 @@
+"""`convert explain`, `convert reproduce`: what a folder is made of, and whether it comes again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from converter.errors import ConvertError, Problem
+from converter.progress import format_bytes
+from converter.staging import LOCK
+from converter.sweep import flat
+from converter.trust import parse_trusted
+
+RECIPE_FILE = "recipe.yaml"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`convert explain FOLDER`"""
+    parser = argparse.ArgumentParser(prog="convert explain", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder: Path = parser.parse_args(arguments).folder
+    print("\n".join(explanation(folder)))
+    return 0
+
+
+def reproduce(arguments: Sequence[str]) -> int:
+    """`convert reproduce FOLDER [key=value …]`; 0 only if every file has the same hash."""
+    parser = argparse.ArgumentParser(prog="convert reproduce", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "overrides", nargs="*", help="source.path=FOLDER when the checkpoint has moved; threads=N"
+    )
+    parsed = parser.parse_args(arguments)
+    lock, values = read_lock(parsed.folder), read_recipe(parsed.folder)
+    for word in parsed.overrides:
+        key, _, value = word.partition("=")
+        if key == "source.path":
+            values["source"]["path"] = str(Path(value).expanduser().resolve())
+        elif key == "threads" and value.isdigit():
+            values["threads"] = int(value)
+        else:
+            raise ConvertError(
+                Problem(
+                    f"{word!r} would change the recipe.",
+                    "source.path=FOLDER or threads=N",
+                    "convert recipe=… to run another recipe",
+                )
+            )
+    made = _run_again(parsed.folder.resolve(), values)
+    lines = list(differences(lock, made))
+    compared = len(set(lock["files"]) - {RECIPE_FILE})
+    print("\n".join(lines) or f"The same: {compared} files, hash by hash.")
+    return 1 if lines else 0
+
+
+def explanation(folder: Path) -> Iterator[str]:
+    """What the folder is made of, line by line."""
+    lock, values = read_lock(folder), read_recipe(folder)
+    source, files = lock.get("source", {}), lock.get("files", {})
+    yield f"{folder.resolve().name}: recipe {lock.get('recipe', '?')}"
+    yield "source:    " + ", ".join(
+        f"{key} {value}" for key, value in source.items() if isinstance(value, (str, int))
+    )
+    for name, entry in source.get("files", {}).items():
+        yield f"  {name:<34}{format_bytes(entry['size']):>12}  blake3 {entry['blake3'][:16]}…"
+    quant, target = values.get("quant", {}), values.get("target", {})
+    yield (
+        f"target:    {target.get('execution_provider')} {target.get('float_type')}; quantized: "
+        + ", ".join(f"{key} {quant.get(key)}" for key in ("round", "smooth", "bits", "block_size"))
+    )
+    seconds = lock.get("seconds", {})
+    yield "passes:    " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+    versions = lock.get("versions", {})
+    yield "versions:  " + ", ".join(f"{name} {value}" for name, value in versions.items())
+    total = format_bytes(sum(entry["size"] for entry in files.values()))
+    yield f"files:     {len(files)}, {total}"
+    for name, entry in files.items():
+        yield f"  {name:<34}{format_bytes(entry['size']):>12}  blake3 {entry['blake3'][:16]}…"
+    yield "measured:"
+    for name, value in flat(lock.get("facts", {})):
+        yield f"  {name:<34}{value:.6g}" if isinstance(value, float) else f"  {name:<34}{value}"
+
+
+def differences(lock: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between two lock files, causes first: source, versions, then the result."""
+    changed = {
+        kind: list(_changed(old, new))
+        for kind, old, new in (
+            ("source", lock["source"].get("files", {}), made["source"].get("files", {})),
+            ("version", lock.get("versions", {}), made.get("versions", {})),
+            ("file", lock["files"], made["files"]),
+        )
+    }
+    if not changed["file"]:
+        return  # other versions that give the same bytes reproduce the folder
+    for kind, names in changed.items():
+        for name, old, new in names:
+            yield f"{kind} {name}: {_short(old)} → {_short(new)}"
+
+
+def read_lock(folder: Path) -> dict[str, Any]:
+    """The lock file of a finished folder.
+
+    Raises:
+        ConvertError: there is none.
+    """
+    try:
+        lock = dict(json.loads((folder / LOCK).read_text(encoding="utf-8")))
+        if {"files", "source"} - set(lock):
+            raise ValueError("files or source is missing")
+        return lock
+    except (OSError, ValueError) as error:
+        raise ConvertError(
+            Problem(
+                f"{folder / LOCK} cannot be read: {error}.",
+                "a folder that `convert` wrote",
+                "give the output folder of a finished run",
+            )
+        ) from error
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """The locked recipe of a finished folder, complete and without interpolations."""
+    path = folder / RECIPE_FILE
+    try:
+        return parse_trusted(str(path), path.read_bytes())
+    except OSError as error:
+        raise ConvertError(
+            Problem(
+                f"{path} cannot be read: {error.strerror}.",
+                "the locked recipe",
+                "give the output folder of a finished run",
+            )
+        ) from error
+
+
+def _run_again(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Run the recipe into a temporary folder, measure nothing twice, and give its lock."""
+    from converter.engine import run_recipe
+    from converter.pass_registry import make_passes
+    from converter.progress import show_progress
+    from converter.schema import parse_recipe
+
+    for slot in ("verify", "evaluate", "benchmark"):
+        if isinstance(values.get(slot), dict):
+            values[slot]["enabled"] = False
+    scratch = Path(tempfile.mkdtemp(prefix=".reproduce-", dir=folder.parent))
+    try:
+        recipe = parse_recipe({**values, "output": str(scratch / "again")})
+        with show_progress() as progress:
+            made = run_recipe(recipe, make_passes(recipe.passes), progress)
+        return read_lock(made)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in sorted({*old, *new} - {RECIPE_FILE}):
+        if old.get(name) != new.get(name):
+            yield name, old.get(name), new.get(name)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{value['size']} bytes, {value['blake3'][:12]}…"
+    return "missing" if value is None else str(value)

@@ -1,0 +1,179 @@
+"""`convert repo add|list|update|remove|init`: recipes that a team keeps in git."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from converter.cli import tree
+from converter.cli.check import check_recipes
+from converter.errors import ConvertError, Problem
+from converter.repositories import (
+    LOCK_FILE,
+    Repository,
+    fetch,
+    project_lock,
+    read_files,
+    read_lock,
+    repositories,
+    user_lock,
+    write_lock,
+)
+from converter.staging import open_folder
+
+TEMPLATE = {
+    "README.md": """# Recipes
+
+Recipes for `convert`. Use them with
+
+    convert repo add {name} URL
+    convert recipe={name}/example_int8
+
+Folders are those of convert's own recipes: recipe/ holds complete recipes, quant/, target/ and the
+others hold choices that a recipe may name. `convert check .` validates everything.
+""",
+    "recipe/example_int8.yaml": """# @package _global_
+# convert recipe={name}/example_int8
+# The demo model in eight bits, as this team wants them.
+defaults:
+  - demo
+  - override /quant: eight_bits
+""",
+    "quant/eight_bits.yaml": """# int8, rounded to nearest, in blocks of 64.
+defaults:
+  - rtn
+bits: 8
+block_size: 64
+""",
+    "sweep/example_blocks.yaml": """# convert -m sweep={name}/example_blocks
+recipe: example_int8
+set:
+  evaluate: standard
+grid:
+  quant.block_size: [32, 64]
+""",
+    ".github/workflows/check.yaml": """# Every recipe composes and fits the schema.
+name: check
+"on": [push, pull_request]
+jobs:
+  check:
+    runs-on: ubuntu-latest
+    steps:
+      - uses: actions/checkout@v4
+      - uses: actions/setup-python@v5
+        with:
+          python-version: "3.11"
+      - run: pip install "convert-genai[cpu]"
+      - run: convert check .
+""",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb."""
+    parser = argparse.ArgumentParser(prog="convert repo", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
+    add = actions.add_parser("add", help="fetch a repository, check it and pin its commit")
+    add.add_argument("name")
+    add.add_argument("url")
+    add.add_argument("--rev", help="a branch or tag; the default branch if none")
+    actions.add_parser("list", help="the repositories in use, and where each is pinned")
+    update = actions.add_parser("update", help="pin the newest commit of --rev")
+    update.add_argument("name", nargs="?")
+    remove = actions.add_parser("remove")
+    remove.add_argument("name")
+    init = actions.add_parser("init", help="write a repository to start from")
+    init.add_argument("folder", type=Path)
+    for action in (add, update, remove):
+        action.add_argument("--user", action="store_true", help="the user's lock file, not ./")
+    parsed = parser.parse_args(arguments)
+    if parsed.action == "add":
+        add_repository(parsed.name, parsed.url, parsed.rev, _lock(parsed.user))
+    elif parsed.action == "update":
+        update_repositories(parsed.name, _lock(parsed.user))
+    elif parsed.action == "remove":
+        remove_repository(parsed.name, _lock(parsed.user))
+    elif parsed.action == "init":
+        init_repository(parsed.folder)
+    else:
+        list_repositories()
+    return 0
+
+
+def add_repository(name: str, url: str, rev: str | None, lock: Path) -> None:
+    """Fetch, check and pin; nothing is pinned when a check fails."""
+    entries = read_lock(lock)
+    if name in entries and entries[name].url != url:
+        raise ConvertError(
+            Problem(
+                f"{lock} has another repository {name!r}: {entries[name].url}.",
+                "a new name",
+                f"convert repo remove {name}, or choose another name",
+            )
+        )
+    url = str(Path(url).resolve()) if Path(url).is_dir() else url
+    _pin(fetch(name, url, rev), lock)
+
+
+def list_repositories() -> None:
+    """Print each repository with its commit and number of recipes."""
+    found = repositories()
+    for item in found.values():
+        count = sum(path.startswith("recipe/") for path in tree.repository_tree(item.name))
+        followed = item.rev or "default branch"
+        print(f"{item.name:<20}{item.commit[:12]}  {followed:<16}{count:>4} recipes  {item.url}")
+    if not found:
+        print(f"No repositories in {LOCK_FILE} or {user_lock()}: convert repo add NAME URL")
+
+
+def update_repositories(name: str | None, lock: Path) -> None:
+    """Pin the newest commit of what each repository (or the named one) follows."""
+    entries = read_lock(lock)
+    if name is not None and name not in entries:
+        raise ConvertError(_unknown(name, entries, lock))
+    for item in entries.values() if name is None else [entries[name]]:
+        _pin(fetch(item.name, item.url, item.rev), lock)
+
+
+def remove_repository(name: str, lock: Path) -> None:
+    """Take a repository out of the lock file; what was fetched stays in the cache."""
+    entries = read_lock(lock)
+    if name not in entries:
+        raise ConvertError(_unknown(name, entries, lock))
+    write_lock(lock, {key: item for key, item in entries.items() if key != name})
+    print(f"{name} removed from {lock}")
+
+
+def init_repository(folder: Path) -> None:
+    """Write the template of a recipe repository."""
+    output = folder.resolve()
+    if output.exists():
+        raise ConvertError(Problem(f"{output} exists already.", "a new folder", "choose another"))
+    with open_folder(output) as made:
+        for path, text in TEMPLATE.items():
+            (made / path).parent.mkdir(parents=True, exist_ok=True)
+            (made / path).write_text(text.replace("{name}", output.name), encoding="utf-8")
+    print(f"{output}: next, `convert check {folder}`, git init, commit, push")
+
+
+def _pin(repository: Repository, lock: Path) -> None:
+    """Check every file and compose every recipe, then write the lock file."""
+    before = read_lock(lock)
+    name = repository.name
+    found = read_files(repository, tree.folders())
+    tree.check_files(name, found)
+    recipes = [path for path in found if path.startswith("recipe/")]
+    with tree.trial(repository, found):
+        check_recipes([f"{name}/{Path(path).stem}" for path in recipes])
+    write_lock(lock, {**before, name: repository})
+    print(f"{name}: {len(recipes)} recipes at {repository.commit[:12]}, pinned in {lock}")
+
+
+def _lock(user: bool) -> Path:
+    return user_lock() if user else project_lock() or Path.cwd() / LOCK_FILE
+
+
+def _unknown(name: str, entries: dict[str, Repository], lock: Path) -> Problem:
+    known = ", ".join(entries) or "none"
+    return Problem(f"{lock} has no repository {name!r}.", f"one of: {known}", "convert repo list")
