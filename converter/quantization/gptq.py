@@ -41,14 +41,15 @@ class GptqFactor:
     curvature: Tensor
 
 
-def gptq_factor(hessian: Tensor, *, damping: float = 0.01, act_order: bool = True) -> GptqFactor:
+def gptq_factor(hessian: Tensor, *, damping: float = 0.1, act_order: bool = True) -> GptqFactor:
     """Factor H = XᵀX for `gptq_round`.
 
     Args:
         hessian: [K, K], any floating type; it is factored in float64, because its eigenvalues span
             more than float32 resolves.
         damping: multiple of the mean of diag(H) that is added to the diagonal. It is raised
-            tenfold until the factorisation succeeds.
+            tenfold until the factorisation succeeds. Few tokens, or tokens of unequal weight,
+            want more of it (measured at 8k weighted tokens: KL 0.132 with 0.01, 0.116 with 0.1).
         act_order: round the inputs in the order of falling diag(H).
 
     Raises:

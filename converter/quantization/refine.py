@@ -24,7 +24,7 @@ def refine(
     hessian: Tensor,
     *,
     sweeps: int = 1,
-    damping: float = 0.01,
+    damping: float = 0.1,
     scale_dtype: torch.dtype = torch.float32,
 ) -> Codes:
     """Fit the scales and revisit the codes, block by block; keep per row what is better.
