@@ -65,7 +65,8 @@ def pairs(values: np.ndarray, heads: int) -> np.ndarray:
 def write(folder: Path, output: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    writer = gguf.GGUFWriter(output, "llama")
+    # The tensors wait in a file: in memory they would be as large as the model.
+    writer = gguf.GGUFWriter(output, "llama", use_temp_file=True)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])

@@ -57,12 +57,13 @@ def sizes() -> Iterator[Size]:
                     artifact = item.run(artifact, Run(recipe, Staging.nowhere()))
             places = place_tensors(model_weights(artifact.model))
             graph = artifact.model.graph
+            head_size = artifact.decoder.architecture.head_dim
             yield Size(
                 f"{model}_{suffix}",
                 kind,
                 data_size(places),
-                graph_bytes_per_token(graph, DECODE_CONTEXT),
-                cache_bytes_per_token(graph),
+                graph_bytes_per_token(graph, DECODE_CONTEXT, head_size),
+                cache_bytes_per_token(graph, head_size),
             )
 
 

@@ -124,6 +124,7 @@ def measure(
         for name in [*names[number % len(names) :], *names[: number % len(names)]]:
             print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
             results[name].append(run_named(work, name, llama, lengths, new_tokens))
+            print(json.dumps(results[name][-1]), file=sys.stderr, flush=True)
         bandwidths.append(memory_bandwidth())
     rate = max(bandwidths)
     folders = [

@@ -165,15 +165,17 @@ def bytes_per_token(folder: Path, context: int) -> int:
     """Bytes that decoding one token after `context` others reads; see `graph_bytes_per_token`."""
     import onnx_ir as ir
 
-    return graph_bytes_per_token(ir.load(folder / _model_file(folder)).graph, context)
+    decoder = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model"]["decoder"]
+    graph = ir.load(folder / decoder["filename"]).graph
+    return graph_bytes_per_token(graph, context, decoder["head_size"])
 
 
-def graph_bytes_per_token(graph: ir.Graph, context: int) -> int:
+def graph_bytes_per_token(graph: ir.Graph, context: int, head_size: int) -> int:
     """Every matrix whole, and keys and values of the context.
 
     Rows of an embedding and of the cos/sin caches are left out: one of each is read.
     """
-    total = context * cache_bytes_per_token(graph)
+    total = context * cache_bytes_per_token(graph, head_size)
     for value in graph.initializers.values():
         readers = {node.op_type for node, _ in value.uses()} - set(TABLES)
         if value.const_value is not None and readers - {"GroupQueryAttention", "RotaryEmbedding"}:
@@ -181,14 +183,14 @@ def graph_bytes_per_token(graph: ir.Graph, context: int) -> int:
     return total
 
 
-def cache_bytes_per_token(graph: ir.Graph) -> int:
+def cache_bytes_per_token(graph: ir.Graph, head_size: int) -> int:
     """Bytes of the keys and values that each token adds to the cache."""
     total = 0
     for value in graph.inputs:
         if value.name and value.name.startswith("past_key_values") and value.shape is not None:
-            heads, size = value.shape[1], value.shape[3]
-            assert isinstance(heads, int) and isinstance(size, int) and value.dtype is not None
-            total += heads * size * value.dtype.bitwidth // 8
+            heads = value.shape[1]
+            assert isinstance(heads, int) and value.dtype is not None
+            total += heads * head_size * value.dtype.bitwidth // 8
     return total
 
 
@@ -271,11 +273,6 @@ def _check(folders: Sequence[Path]) -> None:
     ]
     if problems:
         raise ConvertError(problems)
-
-
-def _model_file(folder: Path) -> str:
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    return str(config["model"]["decoder"]["filename"])
 
 
 def _worker(asked: Mapping[str, Any], folder: Path) -> Any:
