@@ -6,17 +6,20 @@ onnxruntime on the CPU as it ships. The statistics are llama.cpp's (converter/ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from converter.artifacts import Package
 from converter.cache import Cache, cache_folder
 from converter.calibration_text import load_text
+from converter.charts import LinearError, layer_errors
 from converter.decoder import Decoder
 from converter.engine import Pass, Run
 from converter.errors import ConvertError, Problem
 from converter.evaluation import Estimate
-from converter.folder_evaluation import evaluate_folder, folder_chunks, write_report
+from converter.folder_evaluation import evaluate_folder, folder_chunks, replacing, write_report
 from converter.recipe import Recipe
 from converter.reference_logits import stored_reference
 
@@ -70,11 +73,20 @@ class Evaluate(Pass[Package, Package]):
         )
         run.facts[self.name] = evaluation.facts()
         _check_limit(found.kld, recipe.evaluate.max_kld)
-        write_report(artifact.folder, recipe.name, evaluation)
+        report = write_report(artifact.folder, recipe.name, evaluation)
+        _draw_errors(report / "errors.png", run.facts)
         return artifact
 
     def summary(self, given: Package) -> str:
         return self._summary
+
+
+def _draw_errors(path: Path, facts: Mapping[str, Any]) -> None:
+    """Draw the linears' errors beside the report, when calibration has measured them."""
+    errors = facts.get("quantize", {}).get("linears")
+    if errors:
+        with replacing(path) as temporary:
+            layer_errors(temporary, [LinearError(**error) for error in errors])
 
 
 def _tokenizer_problems(decoder: Decoder) -> Iterator[Problem]:

@@ -93,3 +93,18 @@ def tiny_checkpoint(tmp_path: Path, make_recipe: Callable[..., Any]) -> Callable
         return folder
 
     return write
+
+
+@pytest.fixture
+def synthetic_biases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let synthetic checkpoints hold the biases of wqkv and wo; for configs with bias=True."""
+    from converter.sources import synthetic
+
+    plain = synthetic.published_shapes
+
+    def with_biases(layout: Any, arch: Any) -> dict[str, tuple[int, ...]]:
+        found = plain(layout, arch)
+        rows = {n: s[0] for n, s in found.items() if n.endswith(("wqkv.weight", "wo.weight"))}
+        return found | {n.replace("weight", "bias"): (r,) for n, r in rows.items()}
+
+    monkeypatch.setattr(synthetic, "published_shapes", with_biases)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,11 @@ def calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance) 
         ConvertError: calibration text that cannot be used, weights or activations that are not
             finite, a size that no choice of formats reaches.
     """
+    with _threads(recipe.threads):
+        return _calibrate(recipe, decoder, cache, advance)
+
+
+def _calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance) -> Calibrated:
     tokens = calibration_tokens(decoder, recipe.calibration)
     cache.folder.mkdir(parents=True, exist_ok=True)
     dtype = compute_dtype(recipe.calibration, decoder)
@@ -109,6 +115,17 @@ def calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance) 
         reference, embedding, matrices, forms, scheme, tokens, fisher, cache, scheme_key, advance
     )
     return _collected(decoder, matrices, walk.run(), tokens)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch use `count` threads meanwhile; None leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def compute_dtype(config: CalibrationConfig, decoder: Decoder) -> torch.dtype:

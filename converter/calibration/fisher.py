@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch.nn.functional import rms_norm
 
-from converter.calibration.layer import STAGES, LayerStages
+from converter.calibration.layer import STAGES, LayerStages, check_weights
 from converter.calibration.spill import Spill
-from converter.reference import HEAD_ROWS, Reference
+from converter.reference import Reference
 from converter.safetensors_file import open_safetensors, write_safetensors
 from converter.weight import TensorWeight
 
@@ -90,6 +90,7 @@ def _forward(
     for number in range(layers):
         advance(number, 2 * layers, f"float model, layer {number + 1}/{layers}")
         with reference.layer(number) as module:
+            check_weights(module, reference.weights, number)
             for index in range(len(ids)):
                 states[number + 1][index] = reference.run_layer(module, states[number][index])
     return states
@@ -105,19 +106,19 @@ def _head(
     """Gradients of the drawn labels' loss by the last hidden states, sequence by sequence."""
     arch = reference.arch
     norm = reference.weights["norm"].read().float()
+    head = reference.weights["lm_head"].read().to(reference.dtype)
     tokens, rows = [], torch.zeros(arch.vocab_size)
     for index in range(states.count):
         hidden = states[index].float()
-        difference, weights, importance = _labels(reference.logits(states[index])[0], generator)
-        tokens.append(weights)
-        rows += importance
         with torch.enable_grad():
             hidden.requires_grad_(True)
             normed = rms_norm(hidden, (arch.hidden_size,), norm, arch.rms_norm_eps)
-            (gradient,) = torch.autograd.grad(
-                normed, hidden, _times_head(reference, difference)[None]
-            )
-        gradients[index] = gradient
+        logits = (normed.detach()[0].to(head.dtype) @ head.T).float()
+        difference, weights, importance = _labels(logits, generator)
+        tokens.append(weights)
+        rows += importance
+        by_normed = (difference.to(head.dtype) @ head).float()[None]
+        (gradients[index],) = torch.autograd.grad(normed, hidden, by_normed)
     found[f"tokens/{HEAD}"] = _normal(torch.stack(tokens))
     found[f"rows/{HEAD}"] = rows / (states.count * states.shape[1])
 
@@ -131,16 +132,6 @@ def _labels(
     importance = (chances * (1 - chances)).sum(0)
     weights = 1 - chances.square().sum(-1)
     return chances.scatter_add_(1, labels, -torch.ones(labels.shape)), weights, importance
-
-
-def _times_head(reference: Reference, difference: torch.Tensor) -> torch.Tensor:
-    head = reference.weights["lm_head"]
-    total = torch.zeros(difference.shape[0], reference.arch.hidden_size)
-    for start in range(0, head.shape[0], HEAD_ROWS):
-        stop = min(start + HEAD_ROWS, head.shape[0])
-        rows = head.rows(start, stop).to(reference.dtype)
-        total += (difference[:, start:stop].to(reference.dtype) @ rows).float()
-    return total
 
 
 def _backward(

@@ -14,6 +14,8 @@ from torch.nn import Identity
 from torch.nn.functional import linear, rms_norm
 
 from converter.decoder import BIAS
+from converter.errors import ConvertError
+from converter.quantized import not_finite
 from converter.reference import Reference
 from converter.weight import Weight
 
@@ -98,6 +100,15 @@ class LayerStages:
         arch = self._reference.arch
         normed = rms_norm(hidden, (arch.hidden_size,), self._norms[name], arch.rms_norm_eps)
         return normed.to(self._reference.dtype)
+
+
+def check_weights(module: Any, weights: Mapping[str, Weight], number: int) -> None:
+    """Raise ConvertError when a weight of transformers' layer `number` is not finite."""
+    for name, parameter in module.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            owner, kind = name.split(".")[-2:]
+            canonical = f"layers.{number}.{owner}" + (BIAS if kind == "bias" else "")
+            raise ConvertError(not_finite(weights[canonical].label, parameter.dtype))
 
 
 def _parameter(values: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:

@@ -20,7 +20,7 @@ from torch.nn.functional import rms_norm
 from converter.cache import Cache, key_hash
 from converter.calibration.fisher import HEAD, Fisher
 from converter.calibration.inputs import Inputs, restored
-from converter.calibration.layer import STAGES, LayerStages
+from converter.calibration.layer import STAGES, LayerStages, check_weights
 from converter.calibration.rounding import (
     JUDGED_ROWS,
     Rounded,
@@ -290,6 +290,7 @@ class Walk:
     @contextmanager
     def _stages(self, number: int, weights: Mapping[str, Weight]) -> Iterator[LayerStages]:
         with self.reference.layer(number) as module:
+            check_weights(module, self.reference.weights, number)
             stages = LayerStages(self.reference, module, number)
             stages.take(weights)
             yield stages
