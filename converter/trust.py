@@ -22,6 +22,7 @@ MAX_DEPTH = 16
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 """Names of recipes, of slots' choices and of repositories."""
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
+_NODE = re.compile(r"(/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*)+")
 _REFERENCE = re.compile(r"\$\{([a-z_]+)(\.[A-Za-z][A-Za-z0-9_]*)*\}")
 _DEFAULT = re.compile(r"(?:override )?/?([a-z_]+)")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*(\.[A-Za-z0-9_+-]+)*")
@@ -160,26 +161,30 @@ def _text(label: str, content: bytes) -> str:
     return text
 
 
-def _syntax_problems(label: str, text: str) -> Iterator[Problem]:
+def _syntax_problems(label: str, text: str) -> list[Problem]:
     """What makes YAML more than data, found in its events, before anything is constructed."""
-    depth, documents = 0, 0
     try:
-        for event in yaml.parse(text, yaml.SafeLoader):
-            found = _event_problem(event)
-            if found:
-                yield _problem(label, f"has {found} in line {event.start_mark.line + 1}", "data")
-            documents += isinstance(event, yaml.DocumentStartEvent)
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH or documents > 1:
-                what = (
-                    f"nests deeper than {MAX_DEPTH}" if depth > MAX_DEPTH else "has two documents"
-                )
-                yield _problem(label, what, "one flat mapping of slots and keys")
-                return
-        yield from _key_problems(label, yaml.compose(text, yaml.SafeLoader))
+        problems = list(_event_problems(label, text))
+        # Without aliases the nodes are a tree of the text's size, which is safe to walk.
+        return problems or list(_key_problems(label, yaml.compose(text, yaml.SafeLoader)))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        yield _problem(label, f"is not YAML: {' '.join(str(error).split())}", "a YAML mapping")
+        found = f"is not YAML: {' '.join(str(error).split())}"
+        return [_problem(label, found, "a YAML mapping")]
+
+
+def _event_problems(label: str, text: str) -> Iterator[Problem]:
+    depth, documents = 0, 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        found = _event_problem(event)
+        if found:
+            yield _problem(label, f"has {found} in line {event.start_mark.line + 1}", "data")
+        documents += isinstance(event, yaml.DocumentStartEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH or documents > 1:
+            what = f"nests deeper than {MAX_DEPTH}" if depth > MAX_DEPTH else "has two documents"
+            yield _problem(label, what, "one flat mapping of slots and keys")
+            return
 
 
 def _event_problem(event: yaml.Event) -> str | None:
@@ -292,7 +297,8 @@ def _value_problems(label: str, value: Any, path: str) -> Iterator[Problem]:
 
 def _place_problems(label: str, path: str, key: str, value: Any) -> Iterator[Problem]:
     parent = path.rpartition(".")[0]
-    if not _KEY.fullmatch(key) or path.split(".")[0] == "hydra":
+    named = _KEY.fullmatch(key) or (path.startswith(NODE_NAMES) and _NODE.fullmatch(key))
+    if not named or path.split(".")[0] == "hydra":
         yield _problem(label, f"sets {path!r}", "keys of the recipe; nothing in one is code")
     elif path in USER_KEYS and value not in USER_KEYS[path]:
         yield _problem(

@@ -129,13 +129,20 @@ def help_text() -> str:
         "",
         "Try it:  convert recipe=demo",
         "",
-        f"{len(group_choices('recipe'))} recipes: `convert list` shows them, "
-        "`convert list 7b cuda` those with both words.",
+        "Recipes (`convert list 7b cuda` shows those with both words, and what each is):",
+        *_columns(group_choices("recipe")),
         "",
         "Slots, each with its choices (slot=choice, or slot.key=value):",
         *(f"  {group:<12}{', '.join(choices)}" for group, choices in slots.items()),
     ]
     return "\n".join(lines)
+
+
+def _columns(names: Sequence[str], width: int = 100) -> list[str]:
+    cell = max(map(len, names), default=0) + 2
+    count = max(1, (width - 2) // cell)
+    rows = [names[index : index + count] for index in range(0, len(names), count)]
+    return ["  " + "".join(f"{name:<{cell}}" for name in row).rstrip() for row in rows]
 
 
 if __name__ == "__main__":
