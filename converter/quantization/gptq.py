@@ -22,6 +22,7 @@ from converter.quantization.rtn import BlockFormat, Codes
 from converter.quantization.search import reciprocal
 
 _COLUMNS = 64  # columns rounded between two matrix products
+_ROWS = 512  # rows of H copied at a time
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,32 @@ def gptq_factor(hessian: Tensor, *, damping: float = 0.1, act_order: bool = True
         order = torch.arange(diagonal.numel())
     # Cholesky gives H' = L Lᵀ, L lower; with the columns reversed L becomes the upper factor R.
     backwards = order.flip(0)
-    work = hessian[backwards][:, backwards].to(torch.float64)
-    _revive_dead(work)
-    lower = _cholesky(work, damping)
+    lower, mean = _cholesky(_permuted(hessian, backwards), damping)
     pivots = lower.diagonal().clone()
     lower /= pivots
     curvature = torch.empty(diagonal.shape)
-    curvature[backwards] = (pivots.square() / work.diagonal().mean()).to(torch.float32)
-    feedback = lower.flip((0, 1)).to(torch.float32).triu_(1).contiguous()
-    return GptqFactor(order, feedback, curvature)
+    curvature[backwards] = (pivots.square() / mean).to(torch.float32)
+    return GptqFactor(order, _reversed(lower), curvature)
+
+
+def _permuted(hessian: Tensor, index: Tensor) -> Tensor:
+    """H[index][:, index] in float64, by rows: no other copy of the size of H."""
+    result = torch.empty(hessian.shape, dtype=torch.float64)
+    for start in range(0, len(index), _ROWS):
+        rows = slice(start, start + _ROWS)
+        result[rows] = hessian[index[rows]][:, index]
+    _revive_dead(result)
+    return result
+
+
+def _reversed(lower: Tensor) -> Tensor:
+    """The rows and columns of L backwards, strictly upper triangular, in float32, by rows."""
+    size = lower.shape[0]
+    result = torch.empty(lower.shape)
+    for start in range(0, size, _ROWS):
+        stop = min(start + _ROWS, size)
+        result[start:stop] = lower[size - stop : size - start].flip((0, 1))
+    return result.triu_(1)
 
 
 def _revive_dead(hessian: Tensor) -> None:
@@ -82,8 +100,11 @@ def _revive_dead(hessian: Tensor) -> None:
     diagonal[diagonal <= 0] = 1.0
 
 
-def _cholesky(hessian: Tensor, damping: float) -> Tensor:
-    """Lower Cholesky factor of H + damping * mean(diag H) * I; overwrites H."""
+def _cholesky(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Lower Cholesky factor of H + damping * mean(diag H) * I, and the mean of that diagonal.
+
+    Overwrites H, of which the caller keeps no reference: it is as large as the factor.
+    """
     mean = hessian.diagonal().mean()
     added = 0.0
     while True:
@@ -91,7 +112,7 @@ def _cholesky(hessian: Tensor, damping: float) -> Tensor:
         lower: Tensor
         lower, failed = torch.linalg.cholesky_ex(hessian)
         if not int(failed):
-            return lower
+            return lower, hessian.diagonal().mean()
         damping, added = max(damping * 10, 1e-6), damping
 
 
