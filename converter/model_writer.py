@@ -24,7 +24,10 @@ DATA_FILE = "model.onnx.data"
 MODEL_FILE = "model.onnx"
 SMALL_ALIGNMENT = 64
 PAGE_ALIGNMENT = 1 << 16
-"""Windows maps files at multiples of 64 KiB; a tensor of a page and more starts there."""
+"""Windows maps files at multiples of 64 KiB; large tensors start there."""
+LARGE_BYTES = 1 << 20
+"""A tensor of this size and more is aligned for mapping, as by onnxruntime's own writer: aligning
+small ones too would make the file of a small model a tenth larger."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def place_tensors(tensors: Mapping[str, Weight]) -> dict[str, Place]:
         if storage_key(weight) in stored:  # tied weights lie in the file once
             places[name] = stored[storage_key(weight)]
             continue
-        alignment = PAGE_ALIGNMENT if weight.nbytes >= PAGE_ALIGNMENT else SMALL_ALIGNMENT
+        alignment = PAGE_ALIGNMENT if weight.nbytes >= LARGE_BYTES else SMALL_ALIGNMENT
         offset = -(-end // alignment) * alignment
         places[name] = stored[storage_key(weight)] = Place(offset, weight.nbytes)
         end = offset + weight.nbytes

@@ -54,7 +54,7 @@ def test_lock_file_states_sizes_hashes_versions_and_seconds(
 def test_external_data_is_aligned_and_complete(
     make_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
-    recipe = make_recipe(vocab_size=1600)
+    recipe = make_recipe(vocab_size=4800)
     folder = convert(recipe, tmp_path / "out")
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     size = (folder / "model.onnx.data").stat().st_size
@@ -64,7 +64,7 @@ def test_external_data_is_aligned_and_complete(
         if not entries:
             continue
         offset, length = int(entries["offset"]), int(entries["length"])
-        assert offset % (65536 if length >= 65536 else 64) == 0
+        assert offset % (65536 if length >= 1 << 20 else 64) == 0
         spans.append((offset, offset + length))
     spans.sort()
     assert all(first[1] <= second[0] for first, second in zip(spans, spans[1:], strict=False))
