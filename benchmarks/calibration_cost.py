@@ -12,6 +12,7 @@ products alone would take at these rates.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
@@ -31,10 +32,7 @@ def measure(size: str, quant: str, tokens: int) -> dict[str, Any]:
     from converter.cache import Cache
     from converter.calibration.calibrate import calibrate
     from converter.cli.compose import compose_values
-    from converter.engine import Run
-    from converter.pass_registry import make_passes
     from converter.schema import parse_recipe
-    from converter.staging import Staging
 
     words = [f"recipe=internlm2_{size}_cpu_int4", f"quant={quant}", "source=synthetic"]
     words += [f"calibration.tokens={tokens}", "quant.lm_head.bits=16", "quant.embedding.bits=16"]
@@ -43,20 +41,36 @@ def measure(size: str, quant: str, tokens: int) -> dict[str, Any]:
     published = dict(config)
     config |= {"num_hidden_layers": 1, "vocab_size": VOCABULARY}
     recipe = parse_recipe(values)
-    artifact: Any = None
-    for item in make_passes(["load", "layout"]):
-        artifact = item.run(artifact, Run(recipe, Staging.nowhere()))
     marks: list[tuple[float, str]] = []
     start = time.perf_counter()
 
     def advance(done: int, total: int, detail: str) -> None:
         marks.append((time.perf_counter() - start, detail.split(":")[0]))
 
-    with tempfile.TemporaryDirectory() as folder:
-        calibrate(recipe, artifact, Cache(Path(folder)), advance)
+    with tempfile.TemporaryDirectory() as name:
+        decoder = stored_decoder(recipe, Path(name))
+        start = time.perf_counter()
+        calibrate(recipe, decoder, Cache(Path(name) / "cache"), advance)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak": peak, "marks": marks, "config": published}
+
+
+def stored_decoder(recipe: Any, folder: Path) -> Any:
+    """The recipe's random weights, read from a checkpoint on the disk as real ones are."""
+    from converter.engine import Run
+    from converter.pass_registry import make_passes
+    from converter.sources.local import open_local
+    from converter.sources.synthetic import open_synthetic, write_checkpoint
+    from converter.staging import Staging
+
+    path = folder / "checkpoint"
+    path.mkdir()
+    write_checkpoint(open_synthetic(recipe.source, recipe.model, recipe.layout), path)
+    # Without its folder the checkpoint has no tokenizer, and calibration takes random tokens.
+    checkpoint = dataclasses.replace(open_local(path), folder=None)
+    (layout,) = make_passes(["layout"])
+    return layout.run(checkpoint, Run(recipe, Staging.nowhere()))
 
 
 def rates() -> dict[str, float]:

@@ -17,7 +17,7 @@ from converter.folder_tokenizer import FolderTokenizer
 from converter.recipe import CalibrationConfig
 from converter.tokenizer import prepare_tokenizer
 
-HELD_BACK = 8
+HELD_BACK = 16
 """One sequence in so many is kept for judging, and not calibrated on."""
 
 

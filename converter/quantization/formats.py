@@ -87,12 +87,11 @@ def candidate_formats(matrix: Matrix, quant: QuantConfig) -> list[BlockFormat]:
     own = matrix_format(matrix.name, quant)
     if own is None:
         return []
-    if matrix.name == "lm_head" and (quant.lm_head.bits or quant.lm_head.block_size):
-        return [own]
+    stated = matrix.name == "lm_head" and (quant.lm_head.bits or quant.lm_head.block_size)
     return [
         form
-        for form in CANDIDATES
-        if (form.symmetric or not quant.symmetric)
+        for form in ((own,) if stated else CANDIDATES)
+        if (form.symmetric or not quant.symmetric or stated)
         and (matrix.columns % form.block_size == 0 or quant.pad_last_block)
     ]
 
@@ -124,8 +123,15 @@ def size_budget(recipe: Recipe, decoder: Decoder) -> Budget:
 
 
 def budget_problems(recipe: Recipe, decoder: Decoder) -> Iterator[Problem]:
-    """A size that no choice of formats can reach."""
+    """A matrix that no format fits, or a size that no choice of formats can reach."""
     quant, budget = recipe.quant, size_budget(recipe, decoder)
+    for matrix in graph_matrices(recipe, decoder):
+        if matrix_format(matrix.name, quant) and not candidate_formats(matrix, quant):
+            yield Problem(
+                f"{matrix.name} has {matrix.columns} columns, which no block size divides.",
+                "columns that a block of 16 to 128 divides, for mixed precision",
+                "set quant.pad_last_block=true",
+            )
     if budget.matrices >= budget.least:
         return
     if quant.bits_per_weight is not None:
