@@ -56,7 +56,6 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "block 128, no spinning": {"session_options.session.intra_op.allow_spinning": "0"},
     "block 128, chunks of 128": {"search.chunk_size": 128},
     "block 128, no shared KV buffer": {"search.past_present_share_buffer": False},
-    "block 128, no prepacking": {"session_options.session.disable_prepacking": "1"},
     "block 128, no memory arena": {"session_options.enable_cpu_mem_arena": False},
     "genai builder int4, threads set": {THREADS: physical_cores()},
 }

@@ -130,7 +130,7 @@ def changed_copy(folder: Path, settings: Settings) -> Iterator[Path]:
     with TemporaryDirectory(dir=folder.parent, prefix=".tune-") as name:
         for path in folder.iterdir():
             if path.name != CONFIG:
-                os.symlink(path, Path(name) / path.name)
+                os.symlink(path.resolve(), Path(name) / path.name)
         write_settings(folder, settings, Path(name))
         yield Path(name)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from converter.artifacts import Package
-from converter.benchmarking import CONFIG
 from converter.engine import Pass, Run
-from converter.hashing import hash_file
 from converter.recipe import Recipe
 from converter.tuning import Tuned, tune, write_settings
 
@@ -29,9 +27,6 @@ class Tune(Pass[Package, Package]):
         folder = artifact.folder
         self._tuned = tune(folder, advance=run.progress.advance)
         write_settings(folder, self._tuned.best.settings)
-        path = folder / CONFIG
-        entry = {"size": path.stat().st_size, "blake3": hash_file(path)}
-        run.staging.lock.setdefault("files", {})[CONFIG] = entry
         run.facts[self.name] = self._tuned.facts()
         return artifact
 
