@@ -31,7 +31,8 @@ td {{ white-space: nowrap }} .error {{ white-space: normal; min-width: 24rem; co
 tr.best {{ background: #fff3ea }} svg {{ max-width: 100%; height: auto }}
 </style></head><body>
 <h1>{title}</h1>
-<p>{count} of {total} jobs done. Orange: no other job is better in both directions at once.</p>
+<p>{count} of {total} jobs done. Points carry the job's number. Orange: no
+other job is better in both directions at once.</p>
 {picture}
 <table><thead><tr>{head}</tr></thead>
 <tbody>
@@ -116,7 +117,7 @@ class _Axis:
         return self.start + share * (self.stop - self.start)
 
     def ticks(self) -> list[float]:
-        raw = (self.high - self.low) / 5
+        raw = (self.high - self.low) / 8
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
         first = math.ceil(self.low / step)
@@ -155,21 +156,15 @@ def _titles(x: str, y: str) -> list[str]:
 
 def _point(row: Row, x: str, y: str, across: _Axis, up: _Axis, best: bool) -> str:
     place_x, place_y = across(_scaled(row, x)), up(row[y])
-    right = place_x > WIDTH - RIGHT - 150
-    label = (
-        f'<text x="{place_x + (-9 if right else 9):.1f}" y="{place_y - 7:.1f}" '
-        f'text-anchor="{"end" if right else "start"}">{escape(_short(row["job"]))}</text>'
-    )
+    # The job's number: whole labels would cover each other; the table has the rest.
+    number = escape(row["job"].partition("-")[0])
+    label = f'<text x="{place_x + 8:.1f}" y="{place_y - 6:.1f}">{number}</text>'
     tip = f"{row['job']}: {formatted(x, row[x])}, {formatted(y, row[y])}"
     return (
         f'<a href="{escape(row["job"])}/recipe.yaml"><title>{escape(tip)}</title>'
         f'<circle class="point{" best" if best else ""}" cx="{place_x:.1f}" cy="{place_y:.1f}" '
-        f'r="{6 if best else 5}"/>{label if best else ""}</a>'
+        f'r="{6 if best else 5}"/>{label}</a>'
     )
-
-
-def _short(job: str) -> str:
-    return job if len(job) <= 26 else f"{job[:25]}…"
 
 
 def _scaled(row: Row, name: str) -> float:

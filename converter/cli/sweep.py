@@ -258,7 +258,7 @@ def _report(folder: Path, rows: Sequence[sweep.Row]) -> int:
 
 
 def _texts(item: Any) -> list[str]:
-    return list(item.sweep_string_iterator())
+    return [{"True": "true", "False": "false"}.get(x, x) for x in item.sweep_string_iterator()]
 
 
 def _count_problems(swept: Sequence[Any]) -> Iterator[Problem]:

@@ -1,0 +1,222 @@
+"""The verbs around a recipe: list, show, diff, check, new, completion, explain, reproduce."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from converter.cli import completion, show
+from converter.cli.compose import compose_values
+from converter.cli.listing import parameters
+from converter.cli.main import VERBS, main
+from converter.cli.tree import built_in, folders
+
+LIGHT = ("torch", "hydra", "onnx_ir", "transformers", "numpy", "pydantic", "omegaconf")
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / ".config"))
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    code = main(words)
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert "next:" in error
+    return error
+
+
+@pytest.mark.parametrize("words", [["list"], ["completion", "--", "", "recipe="], []])
+def test_what_must_feel_instant_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        f"import sys; from converter.cli.main import main; main({words!r});"
+        f"print([m for m in {LIGHT!r} if m in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.strip() == "[]"
+
+
+def test_list_has_every_recipe_and_filters_by_all_words(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = said(capsys, "list").splitlines()
+    assert [line.split()[0] for line in lines[1:] if line and "Sweeps" not in line] == built_in(
+        "recipe"
+    )
+    lines = said(capsys, "list", "7B", "chat", "cuda").splitlines()[1:]
+    assert lines and all("7b" in line and "chat" in line and "cuda" in line for line in lines)
+    assert "convert list" in refused(capsys, "list", "nothing-like-this")
+    assert "quantize" in said(capsys, "list", "passes")
+    assert "rtn" in said(capsys, "list", "quant").split()
+
+
+@pytest.mark.parametrize(("name", "size"), [("1_8b", "1.9 B"), ("7b", "7.7 B"), ("20b", "19.9 B")])
+def test_sizes_are_those_of_the_published_models(name: str, size: str) -> None:
+    config = compose_values([f"recipe=internlm2_{name}_cpu_int4"])["model"]["config"]
+    assert parameters(config) == size
+
+
+def test_show_tells_each_values_file(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = said(capsys, "show", "internlm2_7b_chat_cuda_int4", "quant.bits=8").splitlines()
+    found = {line.split(":")[0]: line.split("# ")[-1] for line in lines}
+    assert found["quant.bits"] == "command line"
+    assert found["quant.block_size"] == "recipes/quant/rtn.yaml"
+    assert found["model.config.hidden_size"] == "recipes/model/internlm2_7b.yaml"
+    assert found["model.config.vocab_size"] == "recipes/model/internlm2.yaml"
+    assert found["passes"] == "recipes/convert.yaml"
+    assert found["overwrite"] == "default"
+
+
+def test_origins_agree_with_what_hydra_composes() -> None:
+    """A value that a file is said to give is the one in that file."""
+    from converter.cli.tree import built_in_values
+
+    for name in built_in("recipe")[::9]:
+        values, origins = show.composed([f"recipe={name}"])
+        flat = dict(show.leaves(values))
+        for path, origin in origins.items():
+            if path not in flat or not origin.startswith("recipes/") or "/recipe/" in origin:
+                continue
+            slot = origin.split("/")[1]
+            own = dict(show.leaves(built_in_values(origin.removeprefix("recipes/"))))
+            key = path if slot.endswith(".yaml") else path.removeprefix(f"{slot}.")
+            if "${" not in str(own[key]):
+                assert flat[path] == own[key], (name, path)
+
+
+def test_diff_names_what_differs_only(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "diff", "internlm2_7b_cpu_int4", "internlm2_7b_cpu_fp32")
+    keys = {line.split()[0] for line in text.splitlines()}
+    assert "quant.round" in keys and "target.execution_provider" not in keys
+    assert "the same" in said(capsys, "diff", "demo", "demo")
+
+
+def test_new_recipe_composes_to_the_one_it_builds_on(capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, "new", "mine", "--from", "internlm2_7b_chat_cuda_int4")
+    mine = compose_values(["recipe=./mine.yaml"])
+    other = compose_values(["recipe=internlm2_7b_chat_cuda_int4"])
+    assert mine.pop("name") == "mine" and other.pop("name") and mine == other
+    with open("mine.yaml", "a") as file:
+        file.write("quant:\n  block_size: 128\n")
+    assert compose_values(["recipe=./mine.yaml"])["quant"]["block_size"] == 128
+    assert "exists already" in refused(capsys, "new", "mine", "--from", "demo")
+    assert "demo" in refused(capsys, "new", "other", "--from", "dmeo")
+    assert "has the name" in refused(capsys, "new", "../x", "--from", "demo")
+
+
+def test_users_own_file_may_name_places_but_no_code(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own.yaml").write_text("defaults: [demo]\noutput: /tmp/somewhere\n")
+    assert compose_values(["recipe=./own.yaml"])["output"] == "/tmp/somewhere"
+    Path("own.yaml").write_text("name: !!python/object/apply:os.system [id]\n")
+    assert "the tag" in refused(capsys, "recipe=./own.yaml")
+    Path("own.yaml").write_text("hydra:\n  run: {dir: x}\n")
+    assert "hydra" in refused(capsys, "check", "./own.yaml")
+    assert "does not exist" in refused(capsys, "recipe=./none.yaml")
+
+
+def test_check_reports_every_problem_with_its_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "1 recipe checked" in said(capsys, "check", "demo")
+    Path("recipe").mkdir()
+    Path("recipe/a.yaml").write_text("defaults: [demo]\nquant: {blocksize: 1}\n")
+    Path("recipe/b.yaml").write_text("defaults: [demo]\npasses: [load, graph]\n")
+    error = refused(capsys, "check", ".")
+    assert "a.yaml" in error and "quant.block_size" in error
+    assert "b.yaml" in error and "graph follows load" in error
+
+
+@pytest.mark.parametrize("option", ["--config-dir=/tmp", "--config-path", "-cd", "--info"])
+def test_hydras_own_options_are_closed(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is not an option" in refused(capsys, option, "recipe=demo")
+    assert main(["recipe=demo", option]) == 1
+
+
+def test_completion_candidates() -> None:
+    assert set(completion.candidates("", "")) >= {*VERBS, "-m", "recipe="}
+    assert completion.candidates("sho", "sho") == ["show"]
+    assert "demo" in completion.candidates("show", "de")
+    assert completion.candidates("recipe=dem", "recipe=dem")[0] == "recipe=demo"
+    assert completion.candidates("recipe=demo", "quant.round=rt") == ["quant.round=rtn"]
+    assert "quant.block_size=" in completion.candidates("recipe=demo", "quant.b")
+    assert completion.candidates("recipe=demo", "verify.enabled=t") == ["verify.enabled=true"]
+    assert all(
+        f"{name}=" in completion.candidates("x=", "") for name in folders() if name != "sweep"
+    )
+    Path("models").mkdir()
+    assert completion.candidates("chat", "mo") == ["models/"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_parse(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    script = said(capsys, "completion", shell)
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    checked = subprocess.run([shell, "-n"], input=script, text=True, capture_output=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_bash_completes_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if shutil.which("bash") is None:
+        pytest.skip("bash is not installed")
+    (tmp_path / "convert").write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -m converter.cli.main "$@"\n'
+    )
+    (tmp_path / "convert").chmod(0o755)
+    (tmp_path / "script").write_text(said(capsys, "completion", "bash"))
+    asked = 'COMP_LINE="convert target=c" COMP_POINT=16; _convert 2>/dev/null; echo ${COMPREPLY[@]}'
+    result = subprocess.run(
+        ["bash", "-c", f'PATH="{tmp_path}:$PATH"; source script; {asked}'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.split() == ["cpu", "cuda"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    words = ["recipe=demo", "verify=none", f"output={tmp_path / 'made'}"]
+    assert main(words) == 0
+    return tmp_path / "made"
+
+
+def test_explain_and_reproduce(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    text = said(capsys, "explain", str(folder))
+    for part in ("kind demo", "model.safetensors", "model.onnx.data", "torch", "quantize"):
+        assert part in text
+    assert "The same" in said(capsys, "reproduce", str(folder))
+    assert [path.name for path in folder.parent.iterdir()] == ["made"]  # no scratch left
+
+    lock = json.loads((folder / "convert.lock.json").read_text())
+    lock["files"]["model.onnx.data"]["blake3"] = "0" * 64
+    lock["versions"]["torch"] = "0.1"
+    (folder / "convert.lock.json").write_text(json.dumps(lock))
+    assert main(["reproduce", str(folder)]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("version torch: 0.1") and "model.onnx.data" in out[1]
+    assert "would change the recipe" in refused(capsys, "reproduce", str(folder), "quant.bits=8")
+    assert "cannot be read" in refused(capsys, "explain", str(folder / "nothing"))
+
+
+def test_cache_verbs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from converter.cache import Cache
+
+    monkeypatch.setenv("CONVERT_CACHE", str(tmp_path / "cache"))
+    Cache(tmp_path / "cache").get_or_make(
+        {"pass": "x"}, lambda f: (f / "a").write_text("b") and None
+    )
+    assert "1 entries" in said(capsys, "cache", "list")
+    assert "0 of 1" in said(capsys, "cache", "clear")  # used a moment ago
