@@ -121,25 +121,28 @@ def parse_trusted(label: str, content: bytes) -> dict[str, Any]:
     return dict(values or {})
 
 
-def parse_foreign(label: str, content: bytes, slot: str, slots: Iterable[str]) -> dict[str, Any]:
+def parse_foreign(
+    label: str, content: bytes, slot: str, slots: Iterable[str], own: bool = False
+) -> dict[str, Any]:
     """The values of a recipe file from elsewhere, `defaults` among them.
 
-    `slot` is the folder that it lies in (`recipe` for a recipe), `slots` are all that exist.
+    `slot` is the folder that it lies in (`recipe` for a recipe), `slots` are all that exist. A file
+    of the user's `own` may name places of the user's machine.
 
     Raises:
         ConvertError: lists everything in it that a foreign file may not have.
     """
     values = parse_trusted(label, content)
-    own = {key: value for key, value in values.items() if key != "defaults"}
+    given, values = values, {key: value for key, value in values.items() if key != "defaults"}
     prefix = "" if slot in ("recipe", "sweep") else f"{slot}."
     problems = [*_package_problems(label, content.decode(), slot)]
-    problems += _defaults_problems(label, values.get("defaults", []), slot, set(slots))
+    problems += _defaults_problems(label, given.get("defaults", []), slot, set(slots))
     if slot == "sweep":
-        problems += _sweep_problems(label, own)
+        problems += _sweep_problems(label, values)
     else:
-        problems += _value_problems(label, own, prefix)
+        problems += _value_problems(label, values, prefix, own)
     raise_if(problems)
-    return values
+    return given
 
 
 def name_problems(label: str, name: str) -> Iterator[Problem]:
@@ -279,54 +282,59 @@ def _places(label: str, path: str, values: Iterable[Any]) -> Iterator[Problem]:
         yield from _place_problems(label, path, parts[-1], value)
 
 
-def _value_problems(label: str, value: Any, path: str) -> Iterator[Problem]:
+def _value_problems(label: str, value: Any, path: str, own: bool) -> Iterator[Problem]:
     """Problems of a value whose dotted path is `path`, with a dot at its end."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             here = f"{path}{key}"
-            yield from _place_problems(label, here, str(key), inner)
-            yield from _value_problems(label, inner, f"{here}.")
+            yield from _place_problems(label, here, str(key), inner, own)
+            yield from _value_problems(label, inner, f"{here}.", own)
     elif isinstance(value, list):
         for inner in value:
-            yield from _value_problems(label, inner, path)
+            yield from _value_problems(label, inner, path, own)
     elif isinstance(value, str):
-        reason = text_problem(value, path.rstrip("."))
+        key = path.rstrip(".")
+        reason = _reference_problem(value, key) or (None if own else _path_problem(value, key))
         if reason:
-            yield _problem(label, f"sets {path.rstrip('.')} to {value[:80]!r}", reason)
+            yield _problem(label, f"sets {key} to {value[:80]!r}", reason)
 
 
-def _place_problems(label: str, path: str, key: str, value: Any) -> Iterator[Problem]:
+def _place_problems(
+    label: str, path: str, key: str, value: Any, own: bool = False
+) -> Iterator[Problem]:
     parent = path.rpartition(".")[0]
     named = _KEY.fullmatch(key) or (path.startswith(NODE_NAMES) and _NODE.fullmatch(key))
     if not named or path.split(".")[0] == "hydra":
         yield _problem(label, f"sets {path!r}", "keys of the recipe; nothing in one is code")
+    elif own:
+        return
     elif path in USER_KEYS and value not in USER_KEYS[path]:
-        yield _problem(
-            label,
-            f"sets {path}",
-            f"no place of the user's machine; give {path}=… with the command instead",
-        )
+        expected = f"no place of the user's machine; give {path}=… with the command instead"
+        yield _problem(label, f"sets {path}", expected)
     elif parent in RUNTIME_OPTIONS and key not in RUNTIME_OPTIONS[parent]:
         yield _problem(label, f"sets {path}", "runtime settings known to open no file")
     elif path.startswith(NODE_NAMES) and _OUTSIDE.search(key):
         yield _problem(label, f"sets {path}", "settings that name no file or code")
 
 
-def text_problem(value: str, path: str) -> str | None:
-    """What a text at the dotted key `path` should have been; None when it may stand."""
-    if path in FREE_TEXT:
-        return "text without interpolations (${…})" if "${" in value else None
+def _reference_problem(value: str, key: str) -> str | None:
+    """What is wrong with the interpolations of a text."""
     for found in re.findall(r"\$\{[^}]*\}?", value):
         match = _REFERENCE.fullmatch(found)
-        if match is None or match[1] in ("hydra", "oc", "env"):
+        if key in FREE_TEXT or match is None or match[1] == "hydra":
             return "no interpolation but of a recipe's key, such as ${model.repo}"
+    return None
+
+
+def _path_problem(value: str, key: str) -> str | None:
+    """Why a text could lead out of the output folder."""
+    if key in FREE_TEXT:
+        return None
+    absolute = value.startswith("/") and not key.startswith(NODE_NAMES)
     parts = PurePosixPath(value.replace("\\", "/")).parts
-    absolute = value.startswith("/") and not path.startswith(NODE_NAMES)
     if absolute or value.startswith("~") or ".." in parts or _DRIVE.match(value):
         return "no path that leads out of the output folder"
-    if "://" in value or "\n" in value:
-        return "a name or a number"
-    return None
+    return "a name or a number" if "://" in value or "\n" in value else None
 
 
 def _problem(label: str, found: str, expected: str) -> Problem:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -152,7 +153,7 @@ def _run_again(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     scratch = Path(tempfile.mkdtemp(prefix=".reproduce-", dir=folder.parent))
     try:
         recipe = parse_recipe({**values, "output": str(scratch / "again")})
-        with show_progress() as progress:
+        with show_progress(sys.stderr) as progress:
             made = run_recipe(recipe, make_passes(recipe.passes), progress)
         return read_lock(made)
     finally:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ from converter.schema import parse_recipe
 from converter.sweep import Job, Plan
 
 LAUNCHERS = {
-    "basic": "",
-    "joblib": "pip install 'convert-genai[sweep]'",
-    "submitit_local": "pip install 'convert-genai[slurm]'",
-    "submitit_slurm": "pip install 'convert-genai[slurm]'",
+    "basic": ("hydra", ""),
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
 }
+"""Launcher to the module that brings it, and the extra that installs the module."""
 LAUNCHER, LAUNCHER_KEYS = "hydra/launcher", "hydra.launcher."
 CONFIG = "convert_sweep"
 MAX_JOBS = 1000
+INTERRUPTED = 130
 
 
 def main(words: Sequence[str]) -> int:
@@ -50,6 +53,9 @@ def main(words: Sequence[str]) -> int:
         try:
             if missing:
                 launch_jobs(folder, missing, launch)
+        except KeyboardInterrupt:
+            print(f"convert: interrupted; go on with output='{folder}'", file=sys.stderr)
+            return INTERRUPTED
         finally:
             rows = sweep.write_summary(folder)
     return _report(folder, rows)
@@ -182,13 +188,8 @@ def _with_sweep_file(words: Sequence[str]) -> list[str]:
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Our words, and those for Hydra's launcher."""
     launch = [word for word in words if word.startswith((f"{LAUNCHER}=", LAUNCHER_KEYS))]
-    for word in launch:
-        key, _, value = word.partition("=")
-        if key == LAUNCHER and value not in LAUNCHERS:
-            known = ", ".join(LAUNCHERS)
-            raise ConvertError(
-                Problem(f"Unknown launcher {value!r}.", f"one of {known}", f"{LAUNCHER}=joblib")
-            )
+    names = [word.partition("=")[2] for word in launch if word.startswith(f"{LAUNCHER}=")]
+    raise_if(problem for name in names for problem in _launcher_problems(name))
     return [word for word in words if word not in launch], launch
 
 
@@ -275,7 +276,27 @@ def _count_problems(swept: Sequence[Any]) -> Iterator[Problem]:
         yield Problem(f"The sweep has {count} jobs.", f"at most {MAX_JOBS}", "sweep fewer values")
 
 
+def _launcher_problems(name: str) -> Iterator[Problem]:
+    if name not in LAUNCHERS:
+        known = ", ".join(LAUNCHERS)
+        yield Problem(f"Unknown launcher {name!r}.", f"one of {known}", f"{LAUNCHER}=joblib")
+    elif not _is_installed(LAUNCHERS[name][0]):
+        extra = LAUNCHERS[name][1]
+        remedy = f"pip install 'convert-genai[{extra}]'"
+        yield Problem(f"The launcher {name} is not installed.", f"the extra {extra}", remedy)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # no plugin at all is installed
+        return False
+
+
 def _launcher_problem(error: Exception) -> Problem:
     first = str(error).strip().splitlines()[0]
-    extras = "; ".join(f"{name}: {how}" for name, how in LAUNCHERS.items() if how)
-    return Problem(f"The launcher cannot start: {first}", "an installed launcher", extras)
+    return Problem(
+        f"The launcher cannot start: {first}",
+        f"settings that it has, as {LAUNCHER_KEYS}NAME=VALUE",
+        "correct them; the same command then goes on in the same folder",
+    )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConvertError, Problem, raise_if
 from converter.schema import nearest_names
-from converter.trust import name_problems, parse_built_in, parse_foreign, parse_trusted
+from converter.trust import name_problems, parse_built_in, parse_foreign
 
 if TYPE_CHECKING:
     from converter.repositories import Repository
@@ -203,7 +203,7 @@ class Tree:
             raise ConvertError(unknown_choice(folder, choice))
         if home == LOCAL:
             label = str(self.local) if folder == RECIPE else path
-            return label, parse_trusted(label, content)
+            return label, parse_foreign(label, content, folder, folders(), own=True)
         return f"{home}: {path}", parse_foreign(f"{home}: {path}", content, folder, folders())
 
     def _tree(self, home: str) -> Mapping[str, bytes]:
