@@ -8,7 +8,7 @@ import torch
 
 from converter.errors import ConvertError, Problem
 from converter.quantization.rtn import BlockFormat, Codes, pack, quantize_rtn
-from converter.weight import TILE_VALUES, ComputedWeight, PartSpec, RowGroup, Weight
+from converter.weight import ComputedWeight, PartSpec, RowGroup, Weight
 
 Rounding = Callable[[int, int], Codes]
 """Codes of rows [start, stop) of a matrix."""
@@ -66,7 +66,8 @@ class QuantizedMatrix(RowGroup):
         return parts
 
     def tiles(self) -> Iterator[tuple[int, int]]:
-        return self.source.tiles(TILE_VALUES // 4)  # the temporaries share the cache
+        # Smaller tiles would fit the cache better, but then threads wait for the interpreter.
+        return self.source.tiles()
 
     def dequantized(self) -> Weight:
         """The matrix that the codes stand for, float32 (N, K)."""

@@ -179,7 +179,7 @@ class _Transposed(Weight):
 
     def tiles(self, values: int = TILE_VALUES) -> Iterator[tuple[int, int]]:
         # Each tile reads the whole source once, so tiles are as large as memory allows.
-        return super().tiles(max(values, 1 << 25))
+        return super().tiles(max(values, 1 << 24))
 
     def transpose(self) -> Weight:
         return self._source

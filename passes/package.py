@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,12 @@ class MakePackage(Pass[Graph, Package]):
     def run(self, artifact: Graph, run: Run) -> Package:
         folder, recipe = run.staging.folder, run.recipe
         checkpoint = artifact.decoder.checkpoint
-        tokenizer = self._tokenizer(artifact, run)
-        write_model(artifact.model, folder, recipe.threads, run.progress.advance)
+        with ThreadPoolExecutor(1) as pool:
+            # Hashing leaves the interpreter to the tokenizer and, after it, to the writer.
+            sources = pool.submit(file_entries, checkpoint.files, recipe.threads)
+            tokenizer = self._tokenizer(artifact, run)
+            write_model(artifact.model, folder, recipe.threads, run.progress.advance)
+            run.staging.lock |= _lock(artifact, run, sources.result())
         tokens = _token_ids(checkpoint.config, tokenizer)
         arch, length = artifact.decoder.architecture, artifact.context_length
         config = genai_config(arch, length, recipe.target, tokens, checkpoint.generation_config)
@@ -71,7 +76,6 @@ class MakePackage(Pass[Graph, Package]):
         for name, content in (tokenizer.files if tokenizer else {}).items():
             (folder / name).write_bytes(content)
         (folder / "recipe.yaml").write_text(resolved_recipe(recipe), encoding="utf-8")
-        run.staging.lock |= _lock(artifact, run)
         nbytes = sum(path.stat().st_size for path in folder.iterdir())
         return Package(folder, artifact, nbytes)
 
@@ -117,16 +121,13 @@ def _token_ids(config: Mapping[str, Any], tokenizer: TokenizerFiles | None) -> T
     return TokenIds(bos, ids, config.get("pad_token_id") or ids[0])
 
 
-def _lock(graph: Graph, run: Run) -> dict[str, Any]:
+def _lock(graph: Graph, run: Run, sources: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint = graph.decoder.checkpoint
     versions = {name: metadata.version(name) for name in VERSIONED if _installed(name)}
     return {
         "recipe": run.recipe.name,
         "versions": {"convert": __version__, "python": platform.python_version(), **versions},
-        "source": {
-            **checkpoint.origin,
-            "files": file_entries(checkpoint.files, run.recipe.threads),
-        },
+        "source": {**checkpoint.origin, "files": sources},
     }
 
 
