@@ -63,10 +63,9 @@ class Weight(ABC):
 
     def scale_rows(self, scale: torch.Tensor) -> Weight:
         """Row i times `scale[i]`, computed and given in float32."""
+        factors = scale.float().reshape(-1, *[1] * (len(self.shape) - 1))
         return _Mapped(
-            self,
-            lambda x, start: (x.float().T * scale[start : start + x.shape[0]].float()).T,
-            torch.float32,
+            self, lambda x, start: x.float() * factors[start : start + x.shape[0]], torch.float32
         )
 
     def scale_columns(self, scale: torch.Tensor) -> Weight:
