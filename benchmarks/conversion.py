@@ -101,9 +101,12 @@ def _llama_name(canonical: str) -> str:
         return "lm_head.weight"
     leaf = canonical.rsplit(".", 1)[-1]
     part = {"q_proj": "self_attn.", "k_proj": "self_attn.", "v_proj": "self_attn."}.get(leaf, "")
-    part = {"o_proj": "self_attn.", "gate_proj": "mlp.", "up_proj": "mlp.", "down_proj": "mlp."}.get(
-        leaf, part
-    )
+    part = {
+        "o_proj": "self_attn.",
+        "gate_proj": "mlp.",
+        "up_proj": "mlp.",
+        "down_proj": "mlp.",
+    }.get(leaf, part)
     return "model." + canonical.removesuffix(leaf) + part + leaf + ".weight"
 
 
@@ -116,7 +119,9 @@ def _write_builder_tokenizer(folder: Path) -> None:
     """The least that the builder loads: it copies a tokenizer, but does not convert with it."""
     from tokenizers import Tokenizer, models
 
-    Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1}, merges=[])).save(str(folder / "tokenizer.json"))
+    Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1}, merges=[])).save(
+        str(folder / "tokenizer.json")
+    )
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 

@@ -3,9 +3,9 @@
     python benchmarks/quality.py CHECKPOINT --text wiki.test.raw --calibration other.txt
 
 CHECKPOINT is what benchmarks/smollm2.py writes. Each row is a complete conversion and evaluation:
-24 chunks of 512 tokens, second half scored, through onnxruntime at the shipped accuracy level. Size
-is the data file without the rotary caches, the tied embedding once. Rows that are in the results file
-already are not run again, so an interrupted run goes on.
+24 chunks of 512 tokens, second half scored, through onnxruntime at the shipped accuracy level.
+Size is the data file without the rotary caches, the tied embedding once. Rows that are in the
+results file already are not run again, so an interrupted run goes on.
 """
 
 from __future__ import annotations

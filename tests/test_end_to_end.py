@@ -9,11 +9,11 @@ import pytest
 import torch
 from oracle import llama_of
 
-og = pytest.importorskip("onnxruntime_genai")
-
 from converter.cli.main import main
 from converter.sources.local import open_local
 from passes.load import demo_folder
+
+og = pytest.importorskip("onnxruntime_genai")
 
 PROMPT = "Once upon a time"
 

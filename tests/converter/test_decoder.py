@@ -66,7 +66,9 @@ def test_integer_weights_are_refused(parts: Any) -> None:
 def test_a_bias_must_be_in_every_layer(parts: Any) -> None:
     recipe, config, tensors = parts
     tensors["model.layers.0.attention.wo.bias"] = TensorWeight(torch.zeros(64))
-    with pytest.raises(ConvertError, match=r"lacks the tensor model\.layers\.1\.attention\.wo\.bias"):
+    with pytest.raises(
+        ConvertError, match=r"lacks the tensor model\.layers\.1\.attention\.wo\.bias"
+    ):
         decode(recipe, config, tensors)
 
 
@@ -81,7 +83,7 @@ def test_tied_embeddings_serve_as_head(parts: Any) -> None:
 
 def test_layouts_of_other_families_are_yaml_only(parts: Any) -> None:
     """A Phi-3-like checkpoint: concatenated Q|K|V and a fused gate and up."""
-    recipe, config, tensors = parts
+    recipe, config, _tensors = parts
     recipe.layout.layer_tensors = {
         "input_layernorm": "input_layernorm.weight",
         "qkv_proj": "self_attn.qkv_proj.weight",
@@ -90,9 +92,7 @@ def test_layouts_of_other_families_are_yaml_only(parts: Any) -> None:
         "gate_up_proj": "mlp.gate_up_proj.weight",
         "down_proj": "mlp.down_proj.weight",
     }
-    recipe.layout.row_order = {
-        "qkv_proj": "[q: kv_head group | k: kv_head | v: kv_head] head_dim"
-    }
+    recipe.layout.row_order = {"qkv_proj": "[q: kv_head group | k: kv_head | v: kv_head] head_dim"}
     fused = open_synthetic(recipe.source, recipe.model, recipe.layout)
     weights = decode(recipe, config, dict(fused.tensors)).weights
     qkv = fused.tensors["model.layers.1.self_attn.qkv_proj.weight"].read()

@@ -63,7 +63,12 @@ def test_requirements_of_all_passes_come_in_one_error(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(ConvertError) as caught:
         run_recipe(recipe(tmp_path), [Start(), first, second])
-    assert [str(problem)[:5] for problem in caught.value.problems] == ["The o", "one", "two", "three"]
+    assert [str(problem)[:5] for problem in caught.value.problems] == [
+        "The o",
+        "one",
+        "two",
+        "three",
+    ]
 
 
 @pytest.mark.parametrize("error", [ConvertError(Problem("broken")), ValueError("broken")])
@@ -115,8 +120,14 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
 
 
 def dead_process() -> int:
-    return int(subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
-                              capture_output=True, text=True, check=True).stdout)
+    return int(
+        subprocess.run(
+            [sys.executable, "-c", "import os; print(os.getpid())"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
 
 
 def test_the_next_run_clears_what_a_killed_one_left(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_external_data_is_aligned_and_complete(
         assert offset % (65536 if length >= 1 << 20 else 64) == 0
         spans.append((offset, offset + length))
     spans.sort()
-    assert all(first[1] <= second[0] for first, second in zip(spans, spans[1:], strict=False))
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
     assert spans[-1][1] == size
 
 
@@ -127,5 +128,5 @@ def test_values_past_the_range_of_fp16_are_an_error(
     monkeypatch.setattr(
         synthetic, "random_weight", lambda *args: made(*args).scale_rows(torch.full((999,), 1e6))
     )
-    with pytest.raises(ConvertError, match="target.float_type=fp32"):
+    with pytest.raises(ConvertError, match=r"target\.float_type=fp32"):
         convert(make_recipe("target=cuda"), tmp_path / "out")

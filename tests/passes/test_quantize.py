@@ -78,7 +78,10 @@ def test_quantized_graph_computes_with_its_dequantized_weights(
 ) -> None:
     """accuracy_level 1 computes in fp32, so runtime and reference agree to rounding."""
     graph = build(
-        "quant=rtn", "quant.embedding.block_size=32", "quant.accuracy_level=1", *words,
+        "quant=rtn",
+        "quant.embedding.block_size=32",
+        "quant.accuracy_level=1",
+        *words,
         until="quantize",
     )
     ids = torch.arange(3, 33)[None]
