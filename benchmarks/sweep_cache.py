@@ -1,6 +1,7 @@
 """What the shared cache is worth: one sweep against its jobs one by one, each with an empty cache.
 
-Prints both times, their ratio, and how many entries of each kind were made. Example:
+Prints both times (by the clock and of the processor), their ratio, and how many entries of each
+kind were made. Example:
 
     python benchmarks/sweep_cache.py --work /tmp/sweep recipe=demo quant=gptq,awq \
         quant.block_size=32,64 evaluate=standard
@@ -35,18 +36,20 @@ def main() -> int:
     keys = set(plan.jobs[0].settings)
     fixed = [word for word in parsed.words if word.partition("=")[0] not in keys]
 
-    single = 0.0
+    single = [0.0, 0.0]
     for job in plan.jobs:
         swept = [f"{key}={value}" for key, value in job.settings.items()]
         words = [*fixed, *swept, f"output={work / 'single' / job.label}"]
-        single += _timed(words, work / "caches" / job.label)
+        spent = _timed(words, work / "caches" / job.label)
+        single = [total + part for total, part in zip(single, spent, strict=True)]
     together = _timed(["-m", *parsed.words, f"output={work / 'sweep'}"], work / "caches" / "shared")
 
     done = sum(row["status"] == "done" for row in read_rows(work / "sweep"))
     print(f"jobs:                       {len(plan.jobs)}, {done} done in the sweep")
-    print(f"one by one, empty caches:   {single:.1f} s")
-    print(f"one sweep, one cache:       {together:.1f} s")
-    print(f"sweep / one by one:         {together / single:.2f}")
+    for index, what in enumerate(("seconds", "processor seconds")):
+        print(f"one by one, empty caches:   {single[index]:.1f} {what}")
+        print(f"one sweep, one cache:       {together[index]:.1f} {what}")
+        print(f"sweep / one by one:         {together[index] / single[index]:.2f}")
     for name, counts in (
         ("one by one", _made(work, [job.label for job in plan.jobs])),
         ("sweep", _made(work, ["shared"])),
@@ -55,8 +58,9 @@ def main() -> int:
     return 0 if done == len(plan.jobs) else 1
 
 
-def _timed(words: Sequence[str], cache: Path) -> float:
-    start = time.perf_counter()
+def _timed(words: Sequence[str], cache: Path) -> tuple[float, float]:
+    """Seconds by the clock and of processor time; the latter bears other work on the machine."""
+    start, before = time.perf_counter(), os.times()
     result = subprocess.run(
         [*CONVERT, *words],
         env={**os.environ, "CONVERT_CACHE": str(cache)},
@@ -67,7 +71,10 @@ def _timed(words: Sequence[str], cache: Path) -> float:
     if result.returncode:
         print(result.stderr, file=sys.stderr)
         raise SystemExit(f"convert {' '.join(words)} failed")
-    return time.perf_counter() - start
+    after = os.times()
+    used = after.children_user + after.children_system
+    used -= before.children_user + before.children_system
+    return time.perf_counter() - start, used
 
 
 def _made(work: Path, caches: Sequence[str]) -> Counter[str]:
