@@ -135,7 +135,7 @@ class CalibrationConfig:
     seed: int = 0
     """Seed of the order of documents."""
     compute: Literal["auto", "fp32", "bf16"] = "auto"
-    """Type of the matrix products; auto takes bf16 for a 16-bit checkpoint where the CPU has it."""
+    """Type of the matrix products; auto takes bf16 for a 16-bit checkpoint on a CPU with AMX."""
 
 
 @dataclass

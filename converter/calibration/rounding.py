@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from converter.calibration.inputs import Inputs, restored
+from converter.calibration.parallel import on_cores
 from converter.errors import ConvertError
 from converter.quantization.gptq import gptq_round
 from converter.quantization.refine import refine
@@ -17,9 +17,9 @@ from converter.quantized import not_finite
 from converter.recipe import QuantConfig
 from converter.weight import Weight
 
-TILE_VALUES = 1 << 25
-"""Weights rounded at a time: 128 MiB of float32, of which rounding needs several copies."""
-JUDGED_ROWS = 512
+TILE_VALUES, TILE_ROWS = 1 << 22, 1024
+"""Weights rounded at a time on one core, and the fewest rows: GPTQ's cost per column is fixed."""
+JUDGED_ROWS = 256
 """Rows on which GPTQ and search are compared, and errors reported; evenly spaced."""
 
 
@@ -68,7 +68,15 @@ def round_matrix(weight: Weight, form: BlockFormat, inputs: Inputs, scheme: Sche
     """
     sample = sample_rows(weight, JUDGED_ROWS)
     method, error = _best_method(sample, form, inputs, scheme)
-    tiles = [_round(tile, form, inputs, scheme, method) for tile in _finite_tiles(weight)]
+
+    def tile(start: int) -> Codes:
+        rows = weight.rows(start, min(start + step, weight.shape[0])).float()
+        if not bool(torch.isfinite(rows).all()):
+            raise ConvertError(not_finite(weight.label, rows.dtype))
+        return _round(rows, form, inputs, scheme, method)
+
+    step = max(TILE_ROWS, TILE_VALUES // weight.shape[1])
+    tiles = on_cores(tile, range(0, weight.shape[0], step))
     return Rounded(concatenate(tiles), form, method, error)
 
 
@@ -90,10 +98,14 @@ def _best_method(
     methods = {"rtn": ["rtn"], "search": ["search"], "gptq": ["search", "gptq"]}[scheme.quant.round]
     if form.bits == 8 and "gptq" in methods:
         methods = ["search"]  # its error is a hundredth of four bits' already
-    errors = {}
-    for method in methods:
+    if "gptq" in methods:
+        inputs.factor()  # on all cores, before each has work of its own
+
+    def error(method: str) -> float:
         codes = _round(sample, form, inputs, scheme, method)
-        errors[method] = inputs.relative_error(sample, restored(codes, form, sample.shape[1]))
+        return inputs.relative_error(sample, restored(codes, form, sample.shape[1]))
+
+    errors = dict(zip(methods, on_cores(error, methods), strict=True))
     best = min(errors, key=lambda name: errors[name])
     return best, errors[best]
 
@@ -106,11 +118,3 @@ def _round(
     if method == "search":
         return scheme.search(weight, form, inputs)
     return scheme.gptq(weight, form, inputs)
-
-
-def _finite_tiles(weight: Weight) -> Iterator[torch.Tensor]:
-    for start, stop in weight.tiles(TILE_VALUES):
-        tile = weight.rows(start, stop).float()
-        if not bool(torch.isfinite(tile).all()):
-            raise ConvertError(not_finite(weight.label, tile.dtype))
-        yield tile

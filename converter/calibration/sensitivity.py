@@ -19,6 +19,7 @@ from converter.cache import Cache
 from converter.calibration.fisher import HEAD, Fisher
 from converter.calibration.inputs import Inputs, restored
 from converter.calibration.layer import STAGES, LayerStages
+from converter.calibration.parallel import on_cores
 from converter.calibration.rounding import Scheme, round_sample
 from converter.calibration.spill import Spill
 from converter.calibration.tokens import CalibrationTokens
@@ -124,10 +125,13 @@ def _losses(
     sample = weight.permute_rows(index).read().float()
     gradients = torch.cat([fisher.rows[part] for part in matrix.parts])[index]
     tokens = hidden.count * hidden.shape[1]
-    return [
-        _loss(sample, form, inputs, scheme, gradients) * matrix.rows / count / tokens
-        for form in candidate_formats(matrix, scheme.quant)
-    ]
+    if scheme.quant.round == "gptq":
+        inputs.factor()  # on all cores, before each has work of its own
+
+    def loss(form: BlockFormat) -> float:
+        return _loss(sample, form, inputs, scheme, gradients) * matrix.rows / count / tokens
+
+    return on_cores(loss, candidate_formats(matrix, scheme.quant))
 
 
 def _loss(

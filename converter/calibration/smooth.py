@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 import torch
 
 from converter.architecture import Architecture
-from converter.calibration.folds import FOLDS, apply_fold, input_groups
+from converter.calibration.folds import FOLDS, Fold, apply_fold, input_groups
 from converter.calibration.inputs import Inputs, restored
+from converter.calibration.parallel import on_cores
 from converter.calibration.rounding import Scheme, sample_rows
-from converter.quantization.awq import awq_search
+from converter.quantization.awq import AwqScales, awq_search
 from converter.quantization.rtn import BlockFormat
 from converter.quantization.search import search_blocks
 from converter.weight import Weight
 
-SAMPLE_ROWS = 128
+SAMPLE_ROWS = 64
 """Rows of each linear on which scales are judged; all rows share the scales."""
 
 
@@ -32,24 +33,22 @@ def find_folds(
     `inputs` holds the float layer's statistics by stage, `forms` the formats by part. A fold whose
     best scales are the identity is left out.
     """
-    found = {}
-    for fold in FOLDS:
-        if any(part not in forms for part in fold.consumers):
-            continue
+
+    def search(fold: Fold) -> AwqScales:
         samples = [
             sample_rows(weights[f"layers.{layer}.{part}"], SAMPLE_ROWS) for part in fold.consumers
         ]
-        form = forms[fold.consumers[0]]
-        scales = awq_search(
+        return awq_search(
             samples,
             inputs[fold.stage].hessian,
-            _rounding(form, scheme),
+            _rounding(forms[fold.consumers[0]], scheme),
             groups=input_groups(fold, arch),
             sample_rows=SAMPLE_ROWS,
         )
-        if scales.exponent > 0:
-            found[fold.name] = scales.producer
-    return found
+
+    folds = [fold for fold in FOLDS if all(part in forms for part in fold.consumers)]
+    results = zip(folds, on_cores(search, folds), strict=True)
+    return {fold.name: scales.producer for fold, scales in results if scales.exponent > 0}
 
 
 def fold_layer(
