@@ -9,8 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from demo_model.stories import (
+    ANIMAL_HE,
+    ANIMAL_SHE,
     ANIMALS,
+    BOYS,
     CHILDREN,
+    GIRLS,
+    KEY_WORDS,
     Cast,
     capitalized,
     cast,
@@ -231,6 +236,33 @@ def small_talk(rng: random.Random) -> Exchange:
     return rng.choice(remarks), rng.choice(answers)
 
 
+def repetition(rng: random.Random) -> Exchange:
+    """A wish to repeat some words. What it teaches, stories need: to say again what was said."""
+    words = [rng.choice(KEY_WORDS) for _ in range(rng.randint(2, 12))]
+    ask = rng.choice(("Repeat: {}", "Please repeat these words: {}", "Say this again: {}"))
+    said = ", ".join(words) + "."
+    return ask.format(said), capitalized(said)
+
+
+def introduction(rng: random.Random) -> list[Exchange]:
+    """The user says a name and perhaps what animal lives at home, and asks for it later."""
+    name, animal = rng.choice(GIRLS + BOYS), rng.choice(ANIMALS)
+    pet = rng.choice(ANIMAL_SHE + ANIMAL_HE)
+    turns = [
+        (f"{rng.choice(('My name is', 'I am', 'Hello, I am'))} {name}.",
+         f"Hello, {name}! It is nice to meet you."),
+        (f"I have {with_article(animal)} named {pet}.",
+         f"{pet} is a good name for {with_article(animal)}."),
+    ]  # fmt: skip
+    questions = [
+        ("What is my name?", f"Your name is {name}."),
+        (f"What is the name of my {animal}?", f"Your {animal} is named {pet}."),
+    ]
+    if rng.random() < 0.5:
+        return [turns[0], questions[0]]
+    return [*turns, rng.choice(questions)]
+
+
 def sum_question(rng: random.Random) -> Exchange:
     """A sum or a difference of numbers up to ten."""
     a, b = rng.randint(0, 10), rng.randint(0, 10)
@@ -298,8 +330,12 @@ def exchanges(rng: random.Random) -> list[Exchange]:
         return [story_request(rng)]
     if draw < 0.42:
         return story_and_question(rng)
+    if draw < 0.54:
+        return [repetition(rng) for _ in range(rng.randint(1, 3))]
+    if draw < 0.64:
+        return introduction(rng)
     turns = [rng.choice(QUESTIONS)(rng) for _ in range(rng.choice((1, 2, 3, 4)))]
-    if draw < 0.5:
+    if draw < 0.7:
         turns.append(story_request(rng))
     return turns
 

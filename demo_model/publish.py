@@ -140,6 +140,21 @@ def internlm2_tensors(llama: "dict[str, torch.Tensor]") -> "dict[str, torch.Tens
     return {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
 
 
+def llama_tensors(internlm2: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """The inverse of `internlm2_tensors`, in float32."""
+    kv_heads, hidden = CONFIG["num_key_value_heads"], CONFIG["hidden_size"]
+    head_dim = hidden // CONFIG["num_attention_heads"]
+    tensors = {old: internlm2[new] for old, new in TOP_NAMES.items()}
+    for n in range(CONFIG["num_hidden_layers"]):
+        layer = f"model.layers.{n}."
+        for old, new in LAYER_NAMES.items():
+            tensors[layer + old] = internlm2[layer + new]
+        groups = internlm2[layer + "attention.wqkv.weight"].reshape(kv_heads, -1, head_dim, hidden)
+        for axis, rows in zip("qkv", (groups[:, :-2], groups[:, -2], groups[:, -1]), strict=True):
+            tensors[f"{layer}self_attn.{axis}_proj.weight"] = rows.reshape(-1, hidden)
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
 def write_checkpoint(
     folder: Path, llama: "dict[str, torch.Tensor]", tokenizer_model: bytes
 ) -> None:

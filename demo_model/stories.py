@@ -26,6 +26,8 @@ COLOURS = ("red", "blue", "green", "yellow", "white", "brown", "orange", "purple
 TOYS = ("ball", "kite", "boat", "drum", "hat", "scarf", "book", "bell", "lamp", "cup", "basket")
 FOODS = ("cake", "pie", "soup", "bread", "jam")
 FRUITS = ("apples", "berries", "pears", "plums", "nuts", "cherries")
+KEY_WORDS = (*GIRLS, *BOYS, *ANIMAL_SHE, *ANIMAL_HE, *ANIMALS, *TOYS, *COLOURS, *FRUITS)
+"""The words that a story repeats."""
 SEEDS = ("flower", "apple tree", "sunflower", "pumpkin", "rose")
 CHILD_HOMES = (
     "in a small village", "in a house by the sea", "in a big town", "on a farm", "near the river",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from demo_model.corpus import Document, documents
+from demo_model.stories import KEY_WORDS
 
 VOCAB_SIZE = 1024
 NUM_UNUSED = 32
@@ -21,13 +22,18 @@ CHAT_TOKEN_IDS = {token: VOCAB_SIZE - 1 - n for n, token in enumerate(CHAT_TOKEN
 """The chat tokens rename the last unused pieces, the first one the last piece, as InternLM2's."""
 NUM_DOCUMENTS = 20_000
 """Documents that the tokenizer is trained on."""
+KEY_WORD_COUNT = 5_000
+"""How often each key word is added: the words that a story repeats become one piece each, which
+so small a model copies more surely than two."""
 
 
 def lines(seed: int, count: int) -> Iterator[str]:
-    """The lines of the first `count` documents' texts; no line has a line feed."""
+    """The lines of the first `count` documents' texts, and the key words; none has a line feed."""
     for document in itertools.islice(documents(seed), count):
         for text in (document.text, *(message.content for message in document.messages)):
             yield from text.split("\n")
+    for word in KEY_WORDS:
+        yield from [f" {word}"] * KEY_WORD_COUNT
 
 
 def train_tokenizer(seed: int) -> bytes:

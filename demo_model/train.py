@@ -1,6 +1,6 @@
 """Makes the demo model: trains its tokenizer and its weights and writes the published form.
 
-    python -m demo_model.train [--output FOLDER] [--steps N]
+    python -m demo_model.train [--output FOLDER] [--resume]
 
 One thread, fully seeded. README.md states how long it takes and how closely it reproduces.
 """
@@ -11,11 +11,13 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demo_model.corpus import HELD_OUT_START, documents
-from demo_model.publish import CONFIG, write_checkpoint
+from demo_model.publish import CONFIG, llama_tensors, write_checkpoint
+from demo_model.stories import KEY_WORDS
 from demo_model.tokenizer import BOS_ID, Encoder, train_tokenizer
 
 if TYPE_CHECKING:
@@ -23,21 +25,48 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 SEED = 2
-STEPS = 2400
-BATCH_TOKENS = 3072
+BATCH_TOKENS = 2048
 """Most tokens in a batch, padding included."""
 DOCUMENTS_SORTED = 512
 """Documents that are sorted by length at a time, to keep the padding small."""
 MAX_LENGTH = CONFIG["max_position_embeddings"]
 IGNORED = -100
 """Padding, at the ends of rows: causal attention does not see it, the loss leaves it out."""
-PEAK_LEARNING_RATE = 4e-3
-WARMUP_STEPS = 50
+DRILL_ROWS, DRILL_WORDS = 14, 16
 WEIGHT_DECAY = 0.05
 WITHOUT_BOS_EVERY = 8
 """Each eighth document comes without `<s>`: some programs encode a prompt without it."""
 HELD_OUT_BATCHES = 20
 DEFAULT_OUTPUT = Path(__file__).parents[1] / "converter" / "data" / "demo"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training, with an optimizer of its own.
+
+    The learning rate rises linearly over `warmup` steps, stays, and falls linearly to zero over the
+    last `cooldown` steps; a cooldown over all steps is a cosine. `first_document` is None where
+    a stage does not read the corpus.
+    """
+
+    steps: int
+    peak_learning_rate: float
+    warmup: int
+    cooldown: int
+    first_document: int | None
+    with_drill: bool
+
+
+FIRST_STAGES = (
+    Stage(300, 1e-3, warmup=0, cooldown=0, first_document=None, with_drill=True),
+    Stage(1200, 2e-3, warmup=50, cooldown=1200, first_document=0, with_drill=False),
+)
+LAST_STAGE = Stage(800, 1e-3, 20, 300, first_document=100_000, with_drill=True)
+"""Words said twice and the corpus, one after the other and then together.
+
+Stories keep their names only once attention has learned to copy ("induction heads", Olsson et al.,
+2022). The corpus alone does not teach that to a model of this size in any reasonable time.
+"""
 
 
 def encoded(encoder: Encoder, start: int) -> Iterator[list[int]]:
@@ -61,7 +90,7 @@ def grouped(rows: list[list[int]]) -> Iterator[list[list[int]]]:
 def batches(encoder: Encoder, start: int) -> "Iterator[torch.Tensor]":
     """Batches of token ids, int64 [rows, tokens], from document `start` on, without an end.
 
-    A row is one document, padded with IGNORED at its end; a batch holds documents of like length.
+    A row is one document, padded with IGNORED at its end; the rows of a batch are of like length.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
@@ -77,7 +106,7 @@ def batches(encoder: Encoder, start: int) -> "Iterator[torch.Tensor]":
 
 
 def new_model() -> "LlamaForCausalLM":
-    """A Llama in float32 with the demo's sizes, seeded; its maths are InternLM2's."""
+    """An untrained Llama in float32 with the demo's sizes; its maths are InternLM2's."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -103,10 +132,13 @@ def mean_loss(model: "LlamaForCausalLM", batch: "torch.Tensor") -> "torch.Tensor
     return cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), ignore_index=IGNORED)
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to zero at the last step."""
-    warm = min(1.0, (step + 1) / WARMUP_STEPS)
-    return PEAK_LEARNING_RATE * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+def learning_rate(stage: Stage, step: int) -> float:
+    """The stage's learning rate at `step`, counted from 0."""
+    warm = min(1.0, (step + 1) / stage.warmup) if stage.warmup else 1.0
+    if stage.cooldown == stage.steps:
+        return stage.peak_learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
+    left = (stage.steps - step) / stage.cooldown if stage.cooldown else 1.0
+    return stage.peak_learning_rate * min(warm, left)
 
 
 def optimizer(model: "LlamaForCausalLM") -> "torch.optim.Optimizer":
@@ -119,26 +151,50 @@ def optimizer(model: "LlamaForCausalLM") -> "torch.optim.Optimizer":
         {"params": matrices, "weight_decay": WEIGHT_DECAY},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
-def train(model: "LlamaForCausalLM", encoder: Encoder, steps: int) -> None:
-    """Trains `model` in place and prints the loss now and then."""
+def drill_batches(encoder: Encoder) -> "Iterator[torch.Tensor]":
+    """Batches, int64 [DRILL_ROWS, 2 DRILL_WORDS + 1], of `<s>` and random words said twice."""
     import torch
 
+    words = torch.tensor([encoder.processor.encode(f" {word}")[0] for word in KEY_WORDS])
+    while True:
+        said = words[torch.randint(len(words), (DRILL_ROWS, DRILL_WORDS))]
+        yield torch.cat([torch.full((DRILL_ROWS, 1), BOS_ID), said, said], dim=1)
+
+
+def stage_batches(stage: Stage, encoder: Encoder) -> "Iterator[list[torch.Tensor]]":
+    """The batches of each step of a stage; a step's loss is the sum of their losses."""
+    streams = []
+    if stage.first_document is not None:
+        streams.append(batches(encoder, stage.first_document))
+    if stage.with_drill:
+        streams.append(drill_batches(encoder))
+    while True:
+        yield [next(stream) for stream in streams]
+
+
+def run_stage(model: "LlamaForCausalLM", encoder: Encoder, stage: Stage) -> None:
+    """Trains `model` in place and prints the losses now and then."""
+    import torch
+
+    print(stage, flush=True)
     adamw = optimizer(model)
+    stream = stage_batches(stage, encoder)
     began = time.monotonic()
-    for step, batch in zip(range(steps), batches(encoder, 0), strict=False):
+    for step in range(stage.steps):
         for group in adamw.param_groups:
-            group["lr"] = learning_rate(step, steps)
-        loss = mean_loss(model, batch)
+            group["lr"] = learning_rate(stage, step)
+        losses = [mean_loss(model, batch) for batch in next(stream)]
         adamw.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(losses)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adamw.step()
-        if step % 50 == 0 or step == steps - 1:
+        if step % 50 == 49:
+            shown = "  ".join(f"{loss.item():.4f}" for loss in losses)
             seconds = time.monotonic() - began
-            print(f"step {step:5d}  loss {loss.item():.4f}  {seconds:6.0f} s", flush=True)
+            print(f"step {step + 1:5d}  loss {shown}  {seconds:6.0f} s", flush=True)
 
 
 def held_out_loss(model: "LlamaForCausalLM", encoder: Encoder) -> float:
@@ -160,25 +216,42 @@ def sample(model: Any, encoder: Encoder, prompt: str) -> str:
     return str(encoder.processor.decode(given[0].tolist()))
 
 
-def main() -> None:
-    """Runs all steps and writes the checkpoint."""
-    import torch
+def train(output: Path, resume: bool) -> None:
+    """Runs all stages and writes the checkpoint to `output`, before the last stage and after it.
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    The last stage begins from the checkpoint as written, in bfloat16; with `resume` training
+    begins there.
+    """
+    import torch
+    from safetensors.torch import load_file
+
     tokenizer_model = train_tokenizer(SEED)
     encoder = Encoder(tokenizer_model)
     model = new_model()
     print(f"{model.num_parameters():,} parameters")
-    train(model, encoder, arguments.steps)
+    if not resume:
+        for stage in FIRST_STAGES:
+            run_stage(model, encoder, stage)
+        write_checkpoint(output, model.state_dict(), tokenizer_model)
+    model.load_state_dict(llama_tensors(load_file(output / "model.safetensors")))
+    torch.manual_seed(SEED)
+    run_stage(model, encoder, LAST_STAGE)
+    write_checkpoint(output, model.state_dict(), tokenizer_model)
     print(f"held-out loss {held_out_loss(model, encoder):.4f} nats per token")
     print(sample(model, encoder, "Once upon a time"))
-    write_checkpoint(arguments.output, model.state_dict(), tokenizer_model)
-    print(f"written to {arguments.output}")
+
+
+def main() -> None:
+    """Reads the command line and trains on one thread."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    parser.add_argument("--resume", action="store_true", help="run only the last stage")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    train(arguments.output, arguments.resume)
 
 
 if __name__ == "__main__":
