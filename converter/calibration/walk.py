@@ -40,8 +40,8 @@ from converter.quantized import QuantizedMatrix
 from converter.reference import Reference
 from converter.weight import Weight, concatenate_rows
 
-FOLD_SHARE = 4
-"""AWQ's scales are searched on one in so many sequences."""
+FOLD_TOKENS = 2048
+"""AWQ's scales are searched on about so many tokens, from sequences spread over all."""
 
 Advance = Callable[[int, int, str], None]
 
@@ -202,7 +202,8 @@ class Walk:
         """AWQ's scales from the float layer, on some of the sequences."""
         arch, inputs = self.reference.arch, dict[str, Inputs]()
         with self._stages(number, self.reference.weights) as stages:
-            for index in range(0, self.tokens.count - self.tokens.held, FOLD_SHARE):
+            count, length = self.tokens.count - self.tokens.held, self.tokens.ids.shape[1]
+            for index in range(0, count, max(1, count * length // FOLD_TOKENS)):
                 before = hidden[index]
                 normed = stages.attention_input(before)
                 context = stages.output_input(normed)

@@ -21,7 +21,7 @@ from converter.reference import Reference
 from converter.schema import parse_recipe
 from converter.staging import Staging
 
-SMALL = ["calibration.tokens=1024", "calibration.sequence_length=128"]
+SMALL = ["calibration.tokens=2048", "calibration.sequence_length=128"]
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def run_demo(output: Path, *words: str) -> dict[str, Any]:
 
 
 def test_calibrated_folders_verify_and_are_closer_than_rounding_to_nearest(tmp_path: Path) -> None:
-    words = ["evaluate=standard", "evaluate.max_chunks=2", "evaluate.n_ctx=256"]
+    words = ["evaluate=standard", "evaluate.max_chunks=4", "evaluate.n_ctx=256"]
     words += ["quant.accuracy_level=1"]
     rtn = run_demo(tmp_path / "rtn", "quant=rtn", *words)
     for name in ("awq", "best"):
