@@ -34,7 +34,7 @@ from converter.recipe import CalibrationConfig, Recipe
 from converter.reference import Reference
 from converter.weight import Weight
 
-CODE_VERSION = 4
+CODE_VERSION = 5
 """Counted up when the same weights, tokens and recipe would give other codes."""
 
 Advance = Callable[[int, int, str], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from converter.quantization.gptq import GptqFactor, gptq_factor
+from converter.quantization.refine import damp
 from converter.quantization.rtn import BlockFormat, Codes
 
 _PARTS = 8  # column blocks; the blocks below the diagonal of H are mirrored, not computed
@@ -24,6 +25,8 @@ class Inputs:
         self._held: list[torch.Tensor] = []
         self._mirrored = False
         self._factor: GptqFactor | None = None
+        self._damped: torch.Tensor | None = None
+        self._diagonal: torch.Tensor | None = None
 
     def add(self, inputs: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         x = weighted(inputs, weights)
@@ -50,7 +53,17 @@ class Inputs:
     @property
     def diagonal(self) -> torch.Tensor:
         """diag(XᵀX), float32 (columns,)."""
-        return self._sum.diagonal()
+        return self._sum.diagonal() if self._diagonal is None else self._diagonal
+
+    def damped(self) -> torch.Tensor:
+        """H as `refine` reads it, shared by all tiles of all linears.
+
+        It takes H's own place where tokens are held back: nothing else needs H after `factor`.
+        """
+        if self._damped is None:
+            self._diagonal = self._sum.diagonal().clone()
+            self._damped = damp(self.hessian if self._held else self.hessian.clone())
+        return self._damped
 
     def factor(self) -> GptqFactor:
         """GPTQ's factor of H, computed once for all linears of these inputs."""

@@ -44,7 +44,7 @@ class Scheme:
         found = gptq_round(weight, grid, form, factor)
         if not self.quant.refine:
             return found
-        return refine(weight, found, form, inputs.hessian, scale_dtype=self.scale_dtype)
+        return refine(weight, found, form, inputs.damped(), damping=0, scale_dtype=self.scale_dtype)
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ def _best_method(
         methods = ["search"]  # its error is a hundredth of four bits' already
     if "gptq" in methods:
         inputs.factor()  # on all cores, before each has work of its own
+        if scheme.quant.refine:
+            inputs.damped()
 
     def error(method: str) -> float:
         codes = _round(sample, form, inputs, scheme, method)

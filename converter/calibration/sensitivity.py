@@ -3,13 +3,14 @@
 One walk over the float layers. The loss of a rounded matrix is half the square of its output
 errors in the Fisher information, Kronecker-factored (see `converter.calibration.fisher`): each
 row's error in the weighted H, times that output's mean squared gradient. Errors are measured on a
-sample of rows, rounded by the recipe's own scheme.
+sample of rows, rounded by the recipe's own scheme without the refinement.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -125,6 +126,7 @@ def _losses(
     sample = weight.permute_rows(index).read().float()
     gradients = torch.cat([fisher.rows[part] for part in matrix.parts])[index]
     tokens = hidden.count * hidden.shape[1]
+    scheme = replace(scheme, quant=replace(scheme.quant, refine=False))
     if scheme.quant.round == "gptq":
         inputs.factor()  # on all cores, before each has work of its own
 

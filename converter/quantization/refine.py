@@ -35,16 +35,15 @@ def refine(
         form: bits, block size, symmetric or not; zero points stay as they are.
         hessian: XᵀX [K, K].
         sweeps: times that every scale and code is visited; each costs about 2 N K² operations.
-        damping: multiple of the mean of diag(H) added to the diagonal, as in `gptq_factor`.
+        damping: multiple of the mean of diag(H) added to the diagonal, as in `gptq_factor`; 0
+            when `damp` has done it, and H is then read in place.
         scale_dtype: type in which the scales will be stored.
 
     Returns:
         Codes of the same format; in no row is tr(ΔW H ΔWᵀ), damped, larger than before.
     """
     weight = weight.to(torch.float32)
-    damped = hessian.to(torch.float32, copy=True)
-    damped /= damped.diagonal().mean().clamp(min=1e-30)
-    damped.diagonal().add_(damping if bool(damped.any()) else 1.0)
+    damped = damp(hessian.to(torch.float32, copy=True), damping) if damping else hessian
     state = _State(weight, quantized, form, damped)
     before = state.error()
     for _ in range(sweeps):
@@ -56,6 +55,13 @@ def refine(
         torch.where(worse[:, None], quantized.scales, result.scales),
         quantized.zero_points,
     )
+
+
+def damp(hessian: Tensor, damping: float = 0.1) -> Tensor:
+    """Scale a float32 H [K, K] to a mean diagonal of 1 and add `damping` to it, in place."""
+    hessian /= hessian.diagonal().mean().clamp(min=1e-30)
+    hessian.diagonal().add_(damping if bool(hessian.any()) else 1.0)
+    return hessian
 
 
 class _State:
