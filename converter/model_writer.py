@@ -181,6 +181,7 @@ def _run_tasks(
 ) -> None:
     # Each worker computes on one core: tiles are independent, and PyTorch's own threads would
     # only wait for each other.
+    before = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1))
     try:
         futures: list[Future[None]] = [pool.submit(task.run) for task in tasks]
@@ -191,6 +192,7 @@ def _run_tasks(
             advance(done, total, task.label)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)  # a worker's setting reaches later work of other threads
 
 
 def write_graph(model: ir.Model, folder: Path, places: Mapping[str, Place]) -> None:
