@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.architecture import read_architecture
-from converter.checkpoint import Checkpoint
 from converter.cli.compose import compose_recipe
-from converter.decoder import build_decoder
 from converter.hashing import hash_file
-from converter.reference import llama_config
+from converter.model.architecture import read_architecture
+from converter.model.checkpoint import Checkpoint
+from converter.model.decoder import build_decoder
+from converter.model.reference import llama_config
 from converter.sources.local import open_local
 from converter.sources.synthetic import open_synthetic, write_checkpoint
 

@@ -1,4 +1,4 @@
-"""One measured run of llama.cpp, in the form of converter.benchmark_worker.
+"""One measured run of llama.cpp, in the form of converter.speed.benchmark_worker.
 
     python benchmarks/llama_worker.py quantize F16.gguf Q4_0.gguf
     python benchmarks/llama_worker.py '{"folder": Q4_0.gguf, "prompt_lengths": […],
@@ -55,7 +55,7 @@ def measure(folder: str, prompt_lengths: list[int], new_tokens: int, threads: in
 
 
 def prompt(vocab_size: int, length: int) -> list[int]:
-    """The same ids as converter.benchmark_worker gives."""
+    """The same ids as converter.speed.benchmark_worker gives."""
     return [3 + number * 7919 % (vocab_size - 3) for number in range(length)]
 
 

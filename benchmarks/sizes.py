@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from converter.benchmarking import cache_bytes_per_token, graph_bytes_per_token
 from converter.cli.compose import compose_recipe
 from converter.engine import Run
-from converter.model_writer import data_size, model_weights, place_tensors
+from converter.folder.model_writer import data_size, model_weights, place_tensors
 from converter.pass_registry import make_passes
+from converter.speed.benchmarking import cache_bytes_per_token, graph_bytes_per_token
 from converter.staging import Staging
 
 MODELS = ("internlm2_1_8b", "internlm2_7b", "internlm2_20b")

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from converter.row_order import HeadShape, compile_row_order, invert
-from converter.safetensors_file import write_safetensors
-from converter.weight import TensorWeight
+from converter.model.row_order import HeadShape, compile_row_order, invert
+from converter.weights.safetensors_file import write_safetensors
+from converter.weights.weight import TensorWeight
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, FEED_FORWARD, VOCAB = 576, 30, 9, 3, 1536, 49152
 HEAD_DIM = HIDDEN // HEADS

@@ -23,7 +23,7 @@ from typing import Any
 
 from conversion import write_inputs
 
-from converter.benchmarking import (
+from converter.speed.benchmarking import (
     Measured,
     Report,
     draw,
@@ -32,8 +32,8 @@ from converter.benchmarking import (
     summarise,
     table,
 )
-from converter.cores import physical_cores
-from converter.tuning import THREADS, write_settings
+from converter.speed.cores import physical_cores
+from converter.speed.tuning import THREADS, write_settings
 
 HERE = Path(__file__).parent
 BUILDER, LLAMA = "genai builder int4", "llama.cpp Q4_0"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from converter.cache import Cache
 from converter.cli.sweep import make_plan
-from converter.sweep import read_rows
+from converter.sweeps.sweep import read_rows
 
 CONVERT = [sys.executable, "-m", "converter.cli.main"]
 

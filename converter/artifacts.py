@@ -9,8 +9,8 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from converter.decoder import Decoder
-from converter.weight import Weight
+from converter.model.decoder import Decoder
+from converter.weights.weight import Weight
 
 IR_DTYPES = {
     torch.float32: ir.DataType.FLOAT,

@@ -30,7 +30,7 @@ from converter.errors import ConvertError, Problem
 from converter.hashing import hash_file
 
 if TYPE_CHECKING:
-    from converter.checkpoint import Checkpoint
+    from converter.model.checkpoint import Checkpoint
 
 FORMAT = 1
 """Part of every key: a change of the layout makes all older entries unreachable."""

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from converter.artifacts import Graph
-from converter.decoder import Decoder
 from converter.errors import ConvertError, Problem, raise_if
+from converter.model.decoder import Decoder
 from converter.progress import Progress, Silent
 from converter.recipe import Recipe
 from converter.staging import Staging, open_staging

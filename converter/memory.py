@@ -11,9 +11,9 @@ import os
 import sys
 from collections.abc import Iterable
 
-from converter.decoder import Decoder
-from converter.quantized import QuantizedMatrix
-from converter.weight import GroupPart, Weight
+from converter.model.decoder import Decoder
+from converter.weights.quantized import QuantizedMatrix
+from converter.weights.weight import GroupPart, Weight
 
 CODES_BYTES = 30
 """Bytes per value of a tile while it is quantized: source, float32 copies, codes, packed codes."""

@@ -13,14 +13,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from converter.architecture import Architecture
 from converter.artifacts import MATRIX, Graph, WeightTensor
-from converter.checkpoint import Checkpoint
-from converter.decoder import Decoder
 from converter.engine import Pass, Run, find_problems, order_problems, output_folder
 from converter.errors import ConvertError, Problem, raise_if
-from converter.memory import process_memory
-from converter.model_writer import (
+from converter.folder.model_writer import (
     DATA_FILE,
     MODEL_FILE,
     data_size,
@@ -28,12 +24,16 @@ from converter.model_writer import (
     place_tensors,
     write_graph,
 )
-from converter.quantized import QuantizedMatrix
+from converter.memory import process_memory
+from converter.model.architecture import Architecture
+from converter.model.checkpoint import Checkpoint
+from converter.model.decoder import Decoder
 from converter.recipe import Recipe
 from converter.sources.hub import HubUnreachableError
 from converter.staging import Staging
 from converter.tokenizer import prepare_tokenizer
-from converter.weight import GroupPart, Weight
+from converter.weights.quantized import QuantizedMatrix
+from converter.weights.weight import GroupPart, Weight
 
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 

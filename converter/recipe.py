@@ -63,7 +63,7 @@ class LayoutConfig:
     ignored: list[str] = field(default_factory=list)
     """Glob patterns of checkpoint tensors that carry nothing the graph needs."""
     row_order: dict[str, str] = field(default_factory=dict)
-    """Canonical projection to its row order (see converter/row_order.py)."""
+    """Canonical projection to its row order (see converter/model/row_order.py)."""
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from converter.errors import Problem
-from converter.kernels import KERNELS, supported_float_types
+from converter.folder.kernels import KERNELS, supported_float_types
 
 if TYPE_CHECKING:
     from converter.recipe import QuantConfig, TargetConfig

@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from converter.artifacts import Package
-from converter.benchmarking import Report, bench
-from converter.decoder import Decoder
 from converter.engine import Pass, Run
 from converter.errors import Problem
+from converter.model.decoder import Decoder
 from converter.recipe import Recipe
+from converter.speed.benchmarking import Report, bench
 
 RUNTIME = "onnxruntime_genai"
 AVAILABLE = {

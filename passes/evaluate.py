@@ -1,7 +1,7 @@
 """evaluate: how far the folder's next-token distributions are from the float32 model's.
 
 The reference runs on the source's own weights, before any quantization; the folder runs through
-onnxruntime on the CPU as it ships. The statistics are llama.cpp's (converter/evaluation.py).
+onnxruntime on the CPU as it ships. The statistics are llama.cpp's (quality/statistics.py).
 """
 
 from __future__ import annotations
@@ -13,15 +13,20 @@ from typing import Any
 
 from converter.artifacts import Package
 from converter.cache import Cache, cache_folder
-from converter.calibration_text import load_text
-from converter.charts import LinearError, layer_errors
-from converter.decoder import Decoder
 from converter.engine import Pass, Run
 from converter.errors import ConvertError, Problem
-from converter.evaluation import Estimate
-from converter.folder_evaluation import evaluate_folder, folder_chunks, replacing, write_report
+from converter.model.decoder import Decoder
+from converter.quality.charts import LinearError, layer_errors
+from converter.quality.folder_evaluation import (
+    evaluate_folder,
+    folder_chunks,
+    replacing,
+    write_report,
+)
+from converter.quality.reference_logits import stored_reference
+from converter.quality.statistics import Estimate
+from converter.quality.texts import load_text
 from converter.recipe import Recipe
-from converter.reference_logits import stored_reference
 
 RUNTIME = "onnxruntime"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")

@@ -16,12 +16,12 @@ import torch
 from onnx_ir.tape import Tape
 
 from converter.artifacts import FLOAT_TYPES, IR_DTYPES, MATRIX, Graph, WeightTensor
-from converter.decoder import BIAS, Decoder
 from converter.engine import Pass, Run
 from converter.errors import Problem
-from converter.kernels import kernels, missing_kernels
+from converter.folder.kernels import kernels, missing_kernels
+from converter.model.decoder import BIAS, Decoder
 from converter.recipe import Recipe, TargetConfig
-from converter.weight import TensorWeight, Weight, concatenate_rows
+from converter.weights.weight import TensorWeight, Weight, concatenate_rows
 
 OPSETS = {"": 21, "com.microsoft": 1}
 IR_VERSION = 10
@@ -72,7 +72,7 @@ def kernel_problems(model: ir.Model, target: TargetConfig) -> Iterator[Problem]:
     for op in missing_kernels(model, provider, float_type):
         yield Problem(
             f"The graph holds {op} in {float_type}, which has no kernel on {provider}.",
-            "operators that the execution provider runs (converter/kernels.py)",
+            "operators that the execution provider runs (converter/folder/kernels.py)",
             "report this, with the recipe",
         )
 

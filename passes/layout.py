@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from converter.architecture import read_architecture
-from converter.checkpoint import Checkpoint
-from converter.decoder import Decoder, build_decoder
 from converter.engine import Pass, Run
+from converter.model.architecture import read_architecture
+from converter.model.checkpoint import Checkpoint
+from converter.model.decoder import Decoder, build_decoder
 
 
 class Layout(Pass[Checkpoint, Decoder]):

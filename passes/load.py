@@ -7,10 +7,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint import Checkpoint
-from converter.decoder import Decoder
 from converter.engine import Pass, Run
 from converter.errors import ConvertError, Problem
+from converter.model.checkpoint import Checkpoint
+from converter.model.decoder import Decoder
 from converter.progress import format_bytes
 from converter.recipe import Recipe
 from converter.sources.hub import open_hub, preview_hub

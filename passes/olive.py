@@ -22,14 +22,13 @@ import onnx_ir as ir
 import torch
 
 from converter.artifacts import Package
-from converter.calibration_text import BUILTIN, evaluation_chunks, load_text
-from converter.cpu_model import full_logits_model
-from converter.decoder import Decoder
 from converter.engine import Pass, Run
 from converter.errors import ConvertError, Problem, raise_if
-from converter.model_writer import DATA_FILE, MODEL_FILE
-from converter.olive_config import PlannedPass, plan_problems, planned_passes
-from converter.olive_process import (
+from converter.folder.cpu_model import full_logits_model
+from converter.folder.model_writer import DATA_FILE, MODEL_FILE
+from converter.model.decoder import Decoder
+from converter.olive.config import PlannedPass, plan_problems, planned_passes
+from converter.olive.process import (
     check_passes,
     installation_problem,
     measure,
@@ -37,6 +36,7 @@ from converter.olive_process import (
     run_passes,
 )
 from converter.progress import format_bytes
+from converter.quality.texts import BUILTIN, evaluation_chunks, load_text
 from converter.recipe import Recipe
 from passes.verify import RUNTIME, cpu_copy, generate, prompt_tokens
 

@@ -14,13 +14,13 @@ from typing import Any
 
 from converter import __version__
 from converter.artifacts import Graph, Package
-from converter.decoder import Decoder
 from converter.engine import Pass, Run, output_folder
 from converter.errors import Problem
-from converter.genai_config import TokenIds, genai_config
+from converter.folder.genai_config import TokenIds, genai_config
+from converter.folder.model_writer import model_weights, write_model
 from converter.hashing import file_entries
 from converter.memory import writing_memory
-from converter.model_writer import model_weights, write_model
+from converter.model.decoder import Decoder
 from converter.progress import format_bytes
 from converter.recipe import Recipe
 from converter.tokenizer import TokenizerFiles, prepare_tokenizer

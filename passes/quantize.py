@@ -14,10 +14,10 @@ import torch
 
 from converter.artifacts import FLOAT_TYPES, MATRIX, Graph, WeightTensor
 from converter.cache import Cache, cache_folder
-from converter.calibration_text import load_text
-from converter.decoder import BIAS, Decoder
 from converter.engine import Pass, Run
 from converter.errors import ConvertError, Problem
+from converter.model.decoder import BIAS, Decoder
+from converter.quality.texts import load_text
 from converter.quantization.formats import (
     budget_problems,
     indivisible,
@@ -25,9 +25,9 @@ from converter.quantization.formats import (
     tied_format,
 )
 from converter.quantization.rtn import BlockFormat
-from converter.quantized import QuantizedMatrix, Rounding
 from converter.recipe import QuantConfig, Recipe, TargetConfig
-from converter.weight import CastWeight, Weight, concatenate_rows
+from converter.weights.quantized import QuantizedMatrix, Rounding
+from converter.weights.weight import CastWeight, Weight, concatenate_rows
 from passes.graph import kernel_problems
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from converter.artifacts import Package
 from converter.engine import Pass, Run
 from converter.recipe import Recipe
-from converter.tuning import Tuned, tune, write_settings
+from converter.speed.tuning import Tuned, tune, write_settings
 
 
 class Tune(Pass[Package, Package]):

@@ -20,14 +20,20 @@ import onnx_ir.passes.common as ir_passes
 import torch
 
 from converter.artifacts import Graph, Package
-from converter.cpu_model import widen
-from converter.decoder import Decoder
 from converter.engine import Pass, Run
 from converter.errors import ConvertError, Problem
+from converter.folder.cpu_model import widen
+from converter.folder.model_writer import (
+    DATA_FILE,
+    MODEL_FILE,
+    data_size,
+    model_weights,
+    place_tensors,
+)
 from converter.memory import RUNTIME_BYTES, reference_memory, session_memory
-from converter.model_writer import DATA_FILE, MODEL_FILE, data_size, model_weights, place_tensors
+from converter.model.decoder import Decoder
+from converter.model.reference import Reference
 from converter.recipe import Recipe
-from converter.reference import Reference
 
 RUNTIME = "onnxruntime_genai"
 CUT_MODEL = "first_layers.onnx"

@@ -10,7 +10,7 @@ import onnxruntime
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from converter.checkpoint import Checkpoint
+from converter.model.checkpoint import Checkpoint
 
 
 def llama_of(checkpoint: Checkpoint) -> LlamaForCausalLM:

@@ -19,8 +19,9 @@ from converter.calibration.smooth import fold_layer
 from converter.calibration.store import Layer
 from converter.calibration.tokens import CalibrationTokens, calibration_tokens
 from converter.calibration.walk import Walk
-from converter.charts import LinearError
-from converter.decoder import Decoder
+from converter.model.decoder import Decoder
+from converter.model.reference import Reference
+from converter.quality.charts import LinearError
 from converter.quantization.formats import (
     Matrix,
     choose_mixed,
@@ -29,10 +30,9 @@ from converter.quantization.formats import (
     tied_format,
 )
 from converter.quantization.rtn import BlockFormat
-from converter.quantized import QuantizedMatrix, Rounding
 from converter.recipe import CalibrationConfig, Recipe
-from converter.reference import Reference
-from converter.weight import Weight
+from converter.weights.quantized import QuantizedMatrix, Rounding
+from converter.weights.weight import Weight
 
 CODE_VERSION = 5
 """Counted up when the same weights, tokens and recipe would give other codes."""

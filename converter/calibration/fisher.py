@@ -19,9 +19,9 @@ from torch.nn.functional import rms_norm
 
 from converter.calibration.layer import STAGES, LayerStages, check_weights
 from converter.calibration.spill import Spill
-from converter.reference import Reference
-from converter.safetensors_file import open_safetensors, write_safetensors
-from converter.weight import TensorWeight
+from converter.model.reference import Reference
+from converter.weights.safetensors_file import open_safetensors, write_safetensors
+from converter.weights.weight import TensorWeight
 
 FILE = "fisher.safetensors"
 HEAD = "lm_head"

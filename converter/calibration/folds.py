@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from converter.architecture import Architecture
-from converter.decoder import BIAS
+from converter.model.architecture import Architecture
+from converter.model.decoder import BIAS
 from converter.quantization.awq import kv_channel_groups
-from converter.weight import TensorWeight, Weight
+from converter.weights.weight import TensorWeight, Weight
 
 
 @dataclass(frozen=True)

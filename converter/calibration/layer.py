@@ -13,11 +13,11 @@ import torch
 from torch.nn import Identity
 from torch.nn.functional import linear, rms_norm
 
-from converter.decoder import BIAS
 from converter.errors import ConvertError
-from converter.quantized import not_finite
-from converter.reference import Reference
-from converter.weight import Weight
+from converter.model.decoder import BIAS
+from converter.model.reference import Reference
+from converter.weights.quantized import not_finite
+from converter.weights.weight import Weight
 
 STAGES = {
     "attention": ("q_proj", "k_proj", "v_proj"),

@@ -13,9 +13,9 @@ from converter.quantization.gptq import gptq_round
 from converter.quantization.refine import refine
 from converter.quantization.rtn import BlockFormat, Codes, quantize_rtn
 from converter.quantization.search import concatenate, search_blocks
-from converter.quantized import not_finite
 from converter.recipe import QuantConfig
-from converter.weight import Weight
+from converter.weights.quantized import not_finite
+from converter.weights.weight import Weight
 
 TILE_VALUES, TILE_ROWS = 1 << 22, 1024
 """Weights rounded at a time on one core, and the fewest rows: GPTQ's cost per column is fixed."""

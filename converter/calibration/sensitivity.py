@@ -24,10 +24,10 @@ from converter.calibration.parallel import on_cores
 from converter.calibration.rounding import Scheme, round_sample
 from converter.calibration.spill import Spill
 from converter.calibration.tokens import CalibrationTokens
+from converter.model.reference import Reference
 from converter.quantization.formats import Matrix, candidate_formats
 from converter.quantization.rtn import BlockFormat
-from converter.reference import Reference
-from converter.weight import concatenate_rows
+from converter.weights.weight import concatenate_rows
 
 SAMPLE_ROWS = 128
 FILE = "losses.json"

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from converter.architecture import Architecture
 from converter.calibration.folds import FOLDS, Fold, apply_fold, input_groups
 from converter.calibration.inputs import Inputs, restored
 from converter.calibration.parallel import on_cores
 from converter.calibration.rounding import Scheme, sample_rows
+from converter.model.architecture import Architecture
 from converter.quantization.awq import AwqScales, awq_search
 from converter.quantization.rtn import BlockFormat
 from converter.quantization.search import search_blocks
-from converter.weight import Weight
+from converter.weights.weight import Weight
 
 SAMPLE_ROWS = 64
 """Rows of each linear on which scales are judged; all rows share the scales."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from converter.weight import tensor_bytes
+from converter.weights.weight import tensor_bytes
 
 
 class Spill:

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from converter.calibration.rounding import Rounded
-from converter.charts import LinearError
+from converter.quality.charts import LinearError
 from converter.quantization.rtn import BlockFormat, Codes, pack, unpack
-from converter.quantized import Rounding
-from converter.safetensors_file import open_safetensors, write_safetensors
-from converter.weight import TensorWeight, Weight
+from converter.weights.quantized import Rounding
+from converter.weights.safetensors_file import open_safetensors, write_safetensors
+from converter.weights.weight import TensorWeight, Weight
 
 TENSORS = "codes.safetensors"
 FACTS = "facts.json"

@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from converter.calibration_text import calibration_chunks, load_text
-from converter.decoder import Decoder
-from converter.folder_tokenizer import FolderTokenizer
+from converter.model.decoder import Decoder
+from converter.quality.folder_tokenizer import FolderTokenizer
+from converter.quality.texts import calibration_chunks, load_text
 from converter.recipe import CalibrationConfig
 from converter.tokenizer import prepare_tokenizer
 

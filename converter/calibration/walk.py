@@ -32,13 +32,13 @@ from converter.calibration.smooth import find_folds, fold_layer
 from converter.calibration.spill import Spill
 from converter.calibration.store import HIDDEN, Layer, read_layer, write_layer
 from converter.calibration.tokens import CalibrationTokens
-from converter.charts import LinearError
 from converter.errors import ConvertError, Problem
+from converter.model.reference import Reference
+from converter.quality.charts import LinearError
 from converter.quantization.formats import Matrix
 from converter.quantization.rtn import BlockFormat
-from converter.quantized import QuantizedMatrix
-from converter.reference import Reference
-from converter.weight import Weight, concatenate_rows
+from converter.weights.quantized import QuantizedMatrix
+from converter.weights.weight import Weight, concatenate_rows
 
 FOLD_TOKENS = 2048
 """AWQ's scales are searched on about so many tokens, from sequences spread over all."""

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from converter.benchmarking import bench, draw, table
 from converter.progress import show_progress
+from converter.speed.benchmarking import bench, draw, table
 
 
 def main(arguments: Sequence[str]) -> int:

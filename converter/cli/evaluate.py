@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from converter.cache import Cache, cache_folder
-from converter.charts import Panel, compare_folders
-from converter.checkpoint import Checkpoint
-from converter.decoder import Decoder
 from converter.engine import check
 from converter.errors import ConvertError, Problem, raise_if
-from converter.folder_evaluation import (
+from converter.model.checkpoint import Checkpoint
+from converter.model.decoder import Decoder
+from converter.pass_registry import make_passes
+from converter.progress import Progress, format_bytes, show_progress
+from converter.quality.charts import Panel, compare_folders
+from converter.quality.folder_evaluation import (
     Evaluation,
     evaluate_folder,
     folder_chunks,
@@ -29,10 +31,8 @@ from converter.folder_evaluation import (
     write_json,
     write_report,
 )
-from converter.pass_registry import make_passes
-from converter.progress import Progress, format_bytes, show_progress
+from converter.quality.reference_logits import stored_reference
 from converter.recipe import EvaluateConfig, Recipe
-from converter.reference_logits import stored_reference
 from converter.schema import parse_recipe
 from converter.staging import LOCK
 
@@ -146,7 +146,7 @@ def _open(label: str, source: str | None, cache: Cache) -> Opened:
 def evaluate(
     opened: Opened, config: EvaluateConfig, cache: Cache, progress: Progress
 ) -> Evaluation:
-    """Evaluate one folder and write its report; see `converter.folder_evaluation`."""
+    """Evaluate one folder and write its report; see `converter.quality.folder_evaluation`."""
     progress.start(opened.label)
     chunks = folder_chunks(opened.folder, config)
     layout, advance = opened.recipe.layout, progress.advance

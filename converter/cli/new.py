@@ -8,7 +8,7 @@ from pathlib import Path
 
 from converter.cli.tree import RECIPE, Tree, built_in, recipes_folder
 from converter.errors import ConvertError, Problem, raise_if
-from converter.trust import name_problems
+from converter.teams.trust import name_problems
 
 TEMPLATE = """# @package _global_
 # convert recipe=./{file}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from converter.cli.compose import compose_recipe
 from converter.errors import ConvertError, Problem
-from converter.model_writer import DATA_FILE, MODEL_FILE
-from converter.olive_config import Workflow, workflow_of
+from converter.folder.model_writer import DATA_FILE, MODEL_FILE
+from converter.olive.config import Workflow, workflow_of
 from converter.staging import LOCK
 
 ALONG = ("genai_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")

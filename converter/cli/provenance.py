@@ -14,8 +14,8 @@ from typing import Any
 from converter.errors import ConvertError, Problem
 from converter.progress import format_bytes
 from converter.staging import LOCK
-from converter.sweep import flat
-from converter.trust import parse_trusted
+from converter.sweeps.sweep import flat
+from converter.teams.trust import parse_trusted
 
 RECIPE_FILE = "recipe.yaml"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from converter.cli import tree
 from converter.cli.check import check_recipes
 from converter.errors import ConvertError, Problem
-from converter.repositories import (
+from converter.staging import open_folder
+from converter.teams.repositories import (
     LOCK_FILE,
     Repository,
     fetch,
@@ -20,7 +21,6 @@ from converter.repositories import (
     user_lock,
     write_lock,
 )
-from converter.staging import open_folder
 
 TEMPLATE = {
     "README.md": """# Recipes

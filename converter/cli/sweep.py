@@ -19,12 +19,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from converter import sweep
 from converter.cli import compose
 from converter.cli.tree import SWEEP, Tree
 from converter.errors import ConvertError, Problem, raise_if
 from converter.schema import parse_recipe
-from converter.sweep import Job, Plan
+from converter.sweeps import sweep
+from converter.sweeps.sweep import Job, Plan
 
 LAUNCHERS = {
     "basic": ("hydra", ""),

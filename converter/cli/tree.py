@@ -2,7 +2,7 @@
 
 Three kinds of places hold recipe files: this package (`demo`), a team's repository (`acme/demo`),
 and the user's own folder (`./demo.yaml`, which becomes `local/demo`). Files of the last two are
-checked by `converter.trust` and flattened here into plain values, so that Hydra sees data only.
+checked by `converter.teams.trust` and flattened here into plain values: Hydra sees data only.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConvertError, Problem, raise_if
 from converter.schema import nearest_names
-from converter.trust import name_problems, parse_built_in, parse_foreign
+from converter.teams.trust import name_problems, parse_built_in, parse_foreign
 
 if TYPE_CHECKING:
-    from converter.repositories import Repository
+    from converter.teams.repositories import Repository
 
 PRIMARY = "convert"
 LOCAL = "local"
@@ -100,21 +100,21 @@ _trial: dict[str, Mapping[str, bytes]] = {}
 
 def known_repositories() -> list[str]:
     """Names of the repositories in use."""
-    from converter.repositories import repositories
+    from converter.teams.repositories import repositories
 
     return list(dict.fromkeys([*_trial, *repositories()]))
 
 
 @lru_cache(maxsize=64)
 def _pinned_tree(repository: Repository) -> Mapping[str, bytes]:
-    from converter.repositories import read_files
+    from converter.teams.repositories import read_files
 
     return read_files(repository, folders())
 
 
 def repository_tree(name: str) -> Mapping[str, bytes]:
     """The recipe files of a repository in use, at its pinned commit."""
-    from converter.repositories import repositories
+    from converter.teams.repositories import repositories
 
     return _trial[name] if name in _trial else _pinned_tree(repositories()[name])
 
@@ -270,7 +270,7 @@ def _local_files(path: Path) -> dict[str, bytes]:
 
 
 def _read(path: Path) -> bytes:
-    from converter.trust import MAX_FILE_BYTES
+    from converter.teams.trust import MAX_FILE_BYTES
 
     with path.open("rb") as file:
         return file.read(MAX_FILE_BYTES + 1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from converter.architecture import Architecture
-from converter.decoder import Decoder
 from converter.errors import ConvertError, Problem
+from converter.model.architecture import Architecture
+from converter.model.decoder import Decoder
 from converter.quantization.mixed import Candidate, choose_formats, format_bytes
 from converter.quantization.rtn import BlockFormat
 from converter.recipe import LEFT_IN_FLOAT, QuantConfig, Recipe, parse_size

@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 
-from converter.architecture import read_architecture
-from converter.checkpoint import Checkpoint, read_json
-from converter.decoder import published_shapes
 from converter.errors import ConvertError, Problem, raise_if
+from converter.model.architecture import read_architecture
+from converter.model.checkpoint import Checkpoint, read_json
+from converter.model.decoder import published_shapes
 from converter.progress import format_bytes
 from converter.recipe import LayoutConfig
-from converter.safetensors_file import DTYPES, open_safetensors
 from converter.sources.local import SAFETENSORS, WeightForm, open_local, read_index, weight_form
-from converter.weight import ComputedWeight, Weight
+from converter.weights.safetensors_file import DTYPES, open_safetensors
+from converter.weights.weight import ComputedWeight, Weight
 
 SMALL_FILES = (
     "config.json",

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from converter.checkpoint import Checkpoint, read_json
 from converter.errors import ConvertError, Problem, raise_if
-from converter.safetensors_file import open_safetensors
-from converter.torch_file import open_torch_file
-from converter.weight import Weight
+from converter.model.checkpoint import Checkpoint, read_json
+from converter.weights.safetensors_file import open_safetensors
+from converter.weights.torch_file import open_torch_file
+from converter.weights.weight import Weight
 
 
 @dataclass(frozen=True)

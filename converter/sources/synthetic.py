@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from converter.architecture import read_architecture
-from converter.checkpoint import Checkpoint
-from converter.decoder import published_shapes
 from converter.errors import ConvertError, Problem
+from converter.model.architecture import read_architecture
+from converter.model.checkpoint import Checkpoint
+from converter.model.decoder import published_shapes
 from converter.recipe import LayoutConfig, ModelConfig, SourceConfig
-from converter.safetensors_file import write_safetensors
-from converter.weight import ComputedWeight, Weight
+from converter.weights.safetensors_file import write_safetensors
+from converter.weights.weight import ComputedWeight, Weight
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 BLOCK_VALUES = 1 << 19

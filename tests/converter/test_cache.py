@@ -179,7 +179,7 @@ def test_file_hash_is_remembered_until_the_file_changes(
 
 
 def test_content_key_follows_content_not_place(tmp_path: Path) -> None:
-    from converter.checkpoint import Checkpoint  # torch: the spawned processes do without
+    from converter.model.checkpoint import Checkpoint  # torch: the spawned processes do without
 
     cache = Cache(tmp_path / "cache")
 

@@ -14,10 +14,10 @@ from huggingface_hub import constants
 from converter.cli.compose import compose_recipe
 from converter.cli.plan import main, plan_text
 from converter.engine import Run, run_recipe
+from converter.model.rope import Rope
 from converter.pass_registry import make_passes
 from converter.plan import Plan, make_plan
 from converter.recipe import Recipe
-from converter.rope import Rope
 from converter.sources.synthetic import open_synthetic, write_checkpoint
 from converter.staging import Staging
 from passes.package import MakePackage

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from converter.cli.compose import compose_recipe
-from converter.cores import physical_cores
 from converter.errors import ConvertError
-from converter.genai_config import session_options
-from converter.kernels import cpu_kernels
+from converter.folder.genai_config import session_options
+from converter.folder.kernels import cpu_kernels
 from converter.recipe import QuantConfig, Recipe, TargetConfig
+from converter.speed.cores import physical_cores
 from converter.targets import CPU_FLOAT_TYPES, GRAPH_CAPTURE, float_types, target_problems
 
 
@@ -111,8 +111,8 @@ def test_two_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.Mo
         folder = tmp_path / f"cpu{number}" / "topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(f"{number % 4},{number % 4 + 4}\n")
-    monkeypatch.setattr("converter.cores._allowed", lambda: set(range(8)))
+    monkeypatch.setattr("converter.speed.cores._allowed", lambda: set(range(8)))
     assert physical_cores(tmp_path) == 4
-    monkeypatch.setattr("converter.cores._allowed", lambda: {0, 1, 4})
+    monkeypatch.setattr("converter.speed.cores._allowed", lambda: {0, 1, 4})
     assert physical_cores(tmp_path) == 2
     assert physical_cores(tmp_path / "absent") == 3

@@ -15,17 +15,17 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from converter import reference_logits
 from converter.cache import Cache
-from converter.calibration_text import EvaluationChunks
 from converter.cli.compose import compose_recipe
 from converter.engine import check, run_recipe
 from converter.errors import ConvertError
-from converter.evaluation import KLStatistics
-from converter.folder_evaluation import folder_chunks
+from converter.model.reference import llama_config
 from converter.pass_registry import make_passes
+from converter.quality import reference_logits
+from converter.quality.folder_evaluation import folder_chunks
+from converter.quality.statistics import KLStatistics
+from converter.quality.texts import EvaluationChunks
 from converter.recipe import EvaluateConfig, LayoutConfig
-from converter.reference import llama_config
 from passes import evaluate
 
 FP32 = ("quant=none", "target.accuracy_level=0")
@@ -280,7 +280,7 @@ def test_the_pass_is_left_out_unless_asked_for() -> None:
 
 
 def test_a_broken_model_is_named(int4: Path, tmp_path: Path, chunks: EvaluationChunks) -> None:
-    from converter.runtime_logits import folder_logits
+    from converter.quality.runtime_logits import folder_logits
 
     with pytest.raises(ConvertError, match=r"has no model\.onnx"):
         next(folder_logits(tmp_path, chunks.input_ids))

@@ -25,11 +25,11 @@ from converter.cli.main import main as command
 from converter.engine import Run, run_recipe
 from converter.errors import ConvertError
 from converter.hashing import hash_file
-from converter.olive_config import PlannedPass, plan_problems, planned_passes, read_workflow
-from converter.olive_process import ask, check_passes, environment, run_passes
+from converter.olive.config import PlannedPass, plan_problems, planned_passes, read_workflow
+from converter.olive.process import ask, check_passes, environment, run_passes
 from converter.pass_registry import make_passes
+from converter.quality.runtime_logits import folder_logits
 from converter.recipe import OliveConfig, OlivePassConfig, Recipe
-from converter.runtime_logits import folder_logits
 from converter.staging import Staging
 from passes.olive import Olive, agreement, interface_problems
 from passes.verify import generate
@@ -453,7 +453,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_text(content)
     monkeypatch.syspath_prepend(str(tmp_path / "stub"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"))
-    monkeypatch.setattr("converter.olive_process.olive_version", lambda: "0.13.0")
+    monkeypatch.setattr("converter.olive.process.olive_version", lambda: "0.13.0")
     monkeypatch.setattr("passes.olive.olive_version", lambda: "0.13.0")
 
 
@@ -524,7 +524,7 @@ def test_a_missing_or_old_olive_is_said_before_any_work(
     earlier: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for version, expected in ((None, "Olive is not installed"), ("0.9.3", "olive-ai 0.9.3 is")):
-        monkeypatch.setattr("converter.olive_process.olive_version", lambda found=version: found)
+        monkeypatch.setattr("converter.olive.process.olive_version", lambda found=version: found)
         with pytest.raises(ConvertError, match=expected) as caught:
             run_stub(earlier, "copies")
         assert "pip install 'convert-genai[olive]'" in str(caught.value)

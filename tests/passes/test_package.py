@@ -16,7 +16,7 @@ from converter.errors import ConvertError
 from converter.hashing import hash_file
 from converter.pass_registry import make_passes
 from converter.recipe import Recipe
-from converter.weight import ComputedWeight
+from converter.weights.weight import ComputedWeight
 
 
 def convert(recipe: Recipe, output: Path) -> Path:

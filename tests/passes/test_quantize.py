@@ -12,8 +12,8 @@ from oracle import run_graph
 from converter.artifacts import MATRIX
 from converter.engine import check
 from converter.errors import ConvertError
+from converter.model.reference import Reference
 from converter.pass_registry import make_passes
-from converter.reference import Reference
 
 oracle = pytest.importorskip("onnxruntime.capi._pybind_state")
 

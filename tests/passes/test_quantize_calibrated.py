@@ -16,8 +16,8 @@ from oracle import run_graph
 from converter.cli.compose import compose_values
 from converter.engine import Run, check, run_recipe
 from converter.errors import ConvertError
+from converter.model.reference import Reference
 from converter.pass_registry import make_passes
-from converter.reference import Reference
 from converter.schema import parse_recipe
 from converter.staging import Staging
 

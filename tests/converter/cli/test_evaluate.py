@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from converter import reference_logits
 from converter.cli.compose import compose_recipe
 from converter.cli.main import main
 from converter.engine import run_recipe
 from converter.pass_registry import make_passes
+from converter.quality import reference_logits
 from passes.load import demo_folder
 
 SHORT = ("evaluate.n_ctx=128", "evaluate.max_chunks=4", "verify=none")

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from converter import sweep as table
 from converter.cache import Cache
 from converter.cli import sweep
 from converter.errors import ConvertError
+from converter.sweeps import sweep as table
 
 CONVERT = [sys.executable, "-m", "converter.cli.main"]
 TINY = [

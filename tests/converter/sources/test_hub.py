@@ -15,14 +15,14 @@ import torch
 from hub_server import Hub, serve
 from huggingface_hub import constants
 
-from converter.checkpoint import Checkpoint
 from converter.cli.compose import compose_recipe
 from converter.engine import check
 from converter.errors import ConvertError
+from converter.model.checkpoint import Checkpoint
 from converter.pass_registry import make_passes
 from converter.sources.hub import HubUnreachableError, open_hub, preview_hub
 from converter.sources.synthetic import open_synthetic, write_checkpoint
-from converter.weight import Weight
+from converter.weights.weight import Weight
 
 REPO = "some-lab/tiny-internlm2"
 FIRST, SECOND = "1" * 40, "2" * 40

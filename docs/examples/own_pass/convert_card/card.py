@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 from convert_card.settings import CardConfig
 from converter.artifacts import Package
-from converter.decoder import Decoder
 from converter.engine import Pass, Run
 from converter.errors import Problem
+from converter.model.decoder import Decoder
 from converter.own_slots import own_settings
 from converter.recipe import Recipe
 

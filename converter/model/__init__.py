@@ -1,0 +1,1 @@
+"""A checkpoint as a decoder: configuration, layout, rotary positions, the float reference."""

@@ -1,0 +1,64 @@
+"""A checkpoint as published: config files and named lazy tensors, nothing interpreted yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from converter.errors import ConvertError, Problem
+from converter.weights.weight import Weight
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a source gives.
+
+    `files` are the files whose content decides the result; their hashes go into the lock file.
+    `origin` says in JSON terms where it all came from.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Weight]
+    origin: Mapping[str, Any]
+    folder: Path | None = None
+    """Folder of the tokenizer and generation config; None when the source has no tokenizer."""
+    files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def generation_config(self) -> Mapping[str, Any]:
+        """generation_config.json, or an empty mapping where the checkpoint has none."""
+        path = self.folder / "generation_config.json" if self.folder else None
+        return read_json(path) if path and path.is_file() else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ConvertError: the file is missing, unreadable, not JSON or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConvertError(
+            Problem(
+                f"{path} does not exist.",
+                "a checkpoint folder as transformers saves it",
+                "check source.path",
+            )
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConvertError(
+            Problem(
+                f"{path} cannot be read: {error}.", "a JSON file in UTF-8", "fetch the file again"
+            )
+        ) from None
+    if not isinstance(value, dict):
+        raise ConvertError(
+            Problem(f"{path} holds a {type(value).__name__}.", "a JSON object", "fetch it again")
+        )
+    return value

@@ -1,0 +1,1 @@
+"""The bridge to Olive, which runs in a process of its own."""

@@ -1,0 +1,1 @@
+"""How far a folder is from its float model."""

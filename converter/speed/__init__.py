@@ -1,0 +1,1 @@
+"""How fast a folder runs, and runtime settings that make it faster."""

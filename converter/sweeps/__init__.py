@@ -1,0 +1,1 @@
+"""A sweep's jobs as tables and pictures."""

@@ -1,0 +1,1 @@
+"""Recipe repositories, and what their recipes may not do."""

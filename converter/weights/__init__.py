@@ -1,0 +1,1 @@
+"""Lazy tensors, and the files they are read from."""

@@ -1,0 +1,95 @@
+"""A quantized matrix as a group of lazy tensors: codes, scales, zero points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+
+from converter.errors import ConvertError, Problem
+from converter.quantization.rtn import BlockFormat, Codes, pack, quantize_rtn
+from converter.weights.weight import ComputedWeight, PartSpec, RowGroup, Weight
+
+Rounding = Callable[[int, int], Codes]
+"""Codes of rows [start, stop) of a matrix."""
+
+
+class QuantizedMatrix(RowGroup):
+    """A matrix (N, K) in the form of MatMulNBits or GatherBlockQuantized.
+
+    Parts, packed codes first as the operators take them:
+        codes uint8 (N, blocks, block_size · bits / 8), or (N, blocks · block_size · bits / 8) when
+        `flat`: numbers around 2^(bits-1) or, when `signed`, two's complement around 0;
+        scales (N, blocks) in `scale_dtype`; zero_points uint8 (N, ceil(blocks · bits / 8)), only
+        when asymmetric.
+    """
+
+    def __init__(
+        self,
+        source: Weight,
+        form: BlockFormat,
+        scale_dtype: torch.dtype,
+        rounding: Rounding | None = None,
+        flat: bool = False,
+        signed: bool = False,
+    ) -> None:
+        self.source, self.form, self.label = source, form, source.label
+        self._scale_dtype, self._flat = scale_dtype, flat
+        # Flipping each code's highest bit turns an excess code into two's complement.
+        self._flip = {4: 0x88, 8: 0x80}[form.bits] if signed else 0
+        self._rounding = rounding or (lambda start, stop: self._round(start, stop))
+
+    @property
+    def specs(self) -> Mapping[str, PartSpec]:
+        rows, columns = self.source.shape
+        form = self.form
+        blocks, blob = form.blocks(columns), form.block_size * form.bits // 8
+        shape = (rows, blocks * blob) if self._flat else (rows, blocks, blob)
+        specs = {
+            "codes": PartSpec(shape, torch.uint8),
+            "scales": PartSpec((rows, blocks), self._scale_dtype),
+        }
+        if not form.symmetric:
+            shape = (rows, form.zero_point_bytes(columns))
+            specs["zero_points"] = PartSpec(shape, torch.uint8)
+        return specs
+
+    def rows(self, start: int, stop: int) -> Mapping[str, torch.Tensor]:
+        found = self._rounding(start, stop)
+        scales = found.scales.to(self._scale_dtype)
+        if not bool(torch.isfinite(scales).all()):
+            raise ConvertError(not_finite(self.label, scales.dtype))
+        codes = pack(found.codes, self.form.bits) ^ self._flip
+        parts = {"codes": codes.flatten(1) if self._flat else codes, "scales": scales}
+        if found.zero_points is not None:
+            parts["zero_points"] = pack(found.zero_points, self.form.bits)
+        return parts
+
+    def tiles(self) -> Iterator[tuple[int, int]]:
+        # Smaller tiles would fit the cache better, but then threads wait for the interpreter.
+        return self.source.tiles()
+
+    def dequantized(self) -> Weight:
+        """The matrix that the codes stand for, float32 (N, K)."""
+        columns = self.source.shape[1]
+
+        def compute(start: int, stop: int) -> torch.Tensor:
+            found = self._rounding(start, stop)
+            rounded = found.scales.to(self._scale_dtype).float()
+            shipped = Codes(found.codes, rounded, found.zero_points)
+            return shipped.dequantize(self.form)[:, :columns]
+
+        return ComputedWeight(self.source.shape, torch.float32, compute, self.label)
+
+    def _round(self, start: int, stop: int) -> Codes:
+        return quantize_rtn(self.source.rows(start, stop), self.form)
+
+
+def not_finite(label: str, dtype: torch.dtype) -> Problem:
+    """The problem of a tensor with NaN or infinite values, or values past `dtype`'s range."""
+    name = str(dtype).removeprefix("torch.")
+    return Problem(
+        f"{label} has NaN, infinite, or too large values.",
+        f"finite values within the range of {name}",
+        "check the checkpoint, or choose target.float_type=fp32 if its values exceed the range",
+    )

@@ -1,0 +1,169 @@
+"""Reading and writing safetensors files tile by tile.
+
+The safetensors library maps whole files into memory, and mapped pages count towards a process's
+resident memory. Reading by position keeps the peak at one tile, so the format (8 bytes of header
+length, a JSON header, then the tensors: https://github.com/huggingface/safetensors) is read here.
+The tests compare every byte with the library's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from converter.errors import ConvertError, Problem
+from converter.weights.weight import Weight, tensor_bytes
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER = 100_000_000  # the library's own limit
+
+
+class OpenFile:
+    """A file read by position; opened at the first read, so that planning holds no handles."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def read(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`. Raises ConvertError when the file ends too early."""
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+            if count == 0:
+                raise ConvertError(_truncated(self.path, offset + len(buffer), offset + done))
+            done += count
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+class FileWeight(Weight):
+    """A tensor stored in row-major order at a known place of a file."""
+
+    def __init__(
+        self, file: OpenFile, name: str, offset: int, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
+        self.shape, self.dtype = shape, dtype
+        self.label = f"{name} in {file.path.name}"
+        self._file, self._offset = file, offset
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        shape = (stop - start, *self.shape[1:])
+        out = torch.empty(shape, dtype=self.dtype)
+        row = out[0].nbytes if stop > start else 0
+        if out.numel():
+            self._file.read(self._offset + start * row, tensor_bytes(out))
+        return out
+
+
+def open_safetensors(path: Path) -> dict[str, FileWeight]:
+    """Tensors of a safetensors file by name, from its header alone.
+
+    Raises:
+        ConvertError: the file is missing, truncated, or its header is not valid.
+    """
+    header, data_start = _read_header(path)
+    size = path.stat().st_size
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if data_start + end > size:
+        raise ConvertError(_truncated(path, data_start + end, size))
+    file = OpenFile(path)
+    return {name: _open_tensor(file, name, entry, data_start) for name, entry in header.items()}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Weight]) -> None:
+    """Stream `tensors` into a safetensors file, one tile in memory at a time."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, weight in tensors.items():
+        header[name] = {
+            "dtype": NAMES[weight.dtype],
+            "shape": list(weight.shape),
+            "data_offsets": [offset, offset + weight.nbytes],
+        }
+        offset += weight.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for weight in tensors.values():
+            for start, stop in weight.tiles():
+                file.write(tensor_bytes(weight.rows(start, stop).contiguous()))
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER + 1
+            if length > MAX_HEADER:
+                raise ConvertError(_not_safetensors(path, "its header length is impossible"))
+            text = file.read(length)
+    except OSError as error:
+        raise ConvertError(
+            Problem(f"{path} cannot be read: {error.strerror}.", "a safetensors file", "fetch it")
+        ) from None
+    if len(text) < length:
+        raise ConvertError(_truncated(path, 8 + length, 8 + len(text)))
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        for entry in header.values():
+            _check_entry(entry)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConvertError(_not_safetensors(path, f"its header is not valid ({error})")) from None
+    return header, 8 + length
+
+
+def _check_entry(entry: Any) -> None:
+    start, end = entry["data_offsets"]
+    count = 1
+    for size in entry["shape"]:
+        if not isinstance(size, int) or size < 0:
+            raise ValueError(f"shape {entry['shape']}")
+        count *= size
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"unsupported dtype {entry['dtype']}")
+    if start < 0 or end - start != count * DTYPES[entry["dtype"]].itemsize:
+        raise ValueError(f"offsets {start}, {end} do not fit shape {entry['shape']}")
+
+
+def _open_tensor(file: OpenFile, name: str, entry: Any, data_start: int) -> FileWeight:
+    offset = data_start + entry["data_offsets"][0]
+    return FileWeight(file, name, offset, tuple(entry["shape"]), DTYPES[entry["dtype"]])
+
+
+def _truncated(path: Path, expected: int, found: int) -> Problem:
+    return Problem(
+        f"{path} is cut short: {found:,} bytes.",
+        f"at least {expected:,} bytes, as its header says",
+        "fetch the file again",
+    )
+
+
+def _not_safetensors(path: Path, reason: str) -> Problem:
+    return Problem(
+        f"{path} is not a safetensors file: {reason}.", "a safetensors file", "fetch it again"
+    )
