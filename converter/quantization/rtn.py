@@ -8,8 +8,13 @@ column in the lower bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from converter.quantization.rtn_kernel import round_rows
 
 
 @dataclass(frozen=True)
@@ -60,34 +65,52 @@ class Codes:
         return ((self.codes.float() - zero) * self.scales.float().unsqueeze(2)).flatten(1)
 
 
-def quantize_rtn(rows: torch.Tensor, form: BlockFormat) -> Codes:
+@dataclass(frozen=True)
+class Packed:
+    """Quantized rows as they are stored.
+
+    `codes` uint8 (rows, blocks, block_size · bits / 8), `scales` float32 (rows, blocks),
+    `zero_points` uint8 (rows, ceil(blocks · bits / 8)) or None.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zero_points: torch.Tensor | None
+
+
+def round_packed(rows: torch.Tensor, form: BlockFormat) -> Packed:
     """Round rows (float, (rows, columns)) to the nearest code of each block.
 
     Symmetric: scale = m / −2^(bits−1) with m the value of largest magnitude (the minimum on a
-    tie); asymmetric: the range, widened to hold 0, in 2^bits − 1 steps.
+    tie); asymmetric: the range, widened to hold 0, in 2^bits − 1 steps. A value that is NaN or
+    infinite makes all scales NaN.
     """
-    blocks = as_blocks(rows, form)
-    low, high = blocks.amin(-1), blocks.amax(-1)
-    if form.symmetric:
-        extreme = torch.where(-low >= high, low, high)
-        # A block of zeros takes the sign of its first one, as a scan from the front does.
-        extreme = torch.where(extreme == 0, blocks[..., 0], extreme)
-        scales = extreme / -float(form.zero_point)
-        zero_points, offset = None, torch.tensor(form.zero_point + 0.5)
-    else:
-        low, high = low.clamp_(max=0), high.clamp_(min=0)
-        scales = (high - low) / form.max_code
-        zero = torch.where(scales == 0, 0.0, -low / scales)
-        offset = round_half_away(zero).clamp_(0, form.max_code)
-        zero_points, offset = offset.to(torch.uint8), offset.unsqueeze(-1) + 0.5
-    inverse = (1 / scales).masked_fill_(scales == 0, 0).unsqueeze(-1)
-    # Codes are clamped at 0, so half away from zero is floor(x + 0.5), and the conversion to an
-    # integer is that floor.
-    values = blocks.mul_(inverse).add_(offset).clamp_(0, form.max_code)
-    # PyTorch converts to int8 2.5 times faster than to uint8.
-    codes = values.to(torch.int8).view(torch.uint8) if form.bits == 4 else values.to(torch.uint8)
-    codes.flatten(1)[:, rows.shape[1] :] = 0  # the padding's codes, which nothing reads
-    return Codes(codes, scales, zero_points)
+    count, columns = rows.shape
+    blocks = form.blocks(columns)
+    codes = torch.empty(count, blocks, form.block_size * form.bits // 8, dtype=torch.uint8)
+    scales = torch.empty(count, blocks)
+    width = 0 if form.symmetric else form.zero_point_bytes(columns)
+    zero_points = torch.empty(count, width, dtype=torch.uint8)
+    arrays = (codes.numpy(), scales.numpy(), zero_points.numpy())
+    if not round_rows(_float_bits(rows), form.bits, form.symmetric, *arrays):
+        scales.fill_(torch.nan)
+    return Packed(codes, scales, None if form.symmetric else zero_points)
+
+
+def quantize_rtn(rows: torch.Tensor, form: BlockFormat) -> Codes:
+    """The codes of `round_packed`, unpacked."""
+    found = round_packed(rows, form)
+    codes, zero_points = unpack(found.codes, form.bits, form.block_size), None
+    if found.zero_points is not None:
+        zero_points = unpack(found.zero_points, form.bits, found.scales.shape[1])
+    return Codes(codes, found.scales, zero_points)
+
+
+def _float_bits(rows: torch.Tensor) -> NDArray[np.integer[Any]]:
+    """The bits of contiguous rows: bfloat16 as uint16, anything else as float32 in int32."""
+    if rows.dtype == torch.bfloat16:
+        return rows.contiguous().view(torch.int16).numpy().view(np.uint16)
+    return rows.to(torch.float32).contiguous().view(torch.int32).numpy()
 
 
 def as_blocks(rows: torch.Tensor, form: BlockFormat) -> torch.Tensor:
@@ -100,9 +123,10 @@ def as_blocks(rows: torch.Tensor, form: BlockFormat) -> torch.Tensor:
     return values.reshape(count, -1, form.block_size)
 
 
-def round_half_away(values: torch.Tensor) -> torch.Tensor:
-    """C's roundf: halves go away from zero (torch.round sends them to the even neighbour)."""
-    return torch.trunc(values + torch.copysign(torch.tensor(0.5), values))
+def pack_codes(found: Codes, form: BlockFormat) -> Packed:
+    """Codes in the form in which they are stored."""
+    zero_points = None if found.zero_points is None else pack(found.zero_points, form.bits)
+    return Packed(pack(found.codes, form.bits), found.scales, zero_points)
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from converter.errors import ConvertError, Problem
-from converter.quantization.rtn import BlockFormat, Codes, pack, quantize_rtn
+from converter.quantization.rtn import (
+    BlockFormat,
+    Codes,
+    Packed,
+    pack_codes,
+    quantize_rtn,
+    round_packed,
+)
 from converter.weights.weight import ComputedWeight, PartSpec, RowGroup, Weight
 
 Rounding = Callable[[int, int], Codes]
@@ -37,7 +44,7 @@ class QuantizedMatrix(RowGroup):
         self._scale_dtype, self._flat = scale_dtype, flat
         # Flipping each code's highest bit turns an excess code into two's complement.
         self._flip = {4: 0x88, 8: 0x80}[form.bits] if signed else 0
-        self._rounding = rounding or (lambda start, stop: self._round(start, stop))
+        self._rounding = rounding
 
     @property
     def specs(self) -> Mapping[str, PartSpec]:
@@ -55,14 +62,14 @@ class QuantizedMatrix(RowGroup):
         return specs
 
     def rows(self, start: int, stop: int) -> Mapping[str, torch.Tensor]:
-        found = self._rounding(start, stop)
+        found = self._packed(start, stop)
         scales = found.scales.to(self._scale_dtype)
         if not bool(torch.isfinite(scales).all()):
             raise ConvertError(not_finite(self.label, scales.dtype))
-        codes = pack(found.codes, self.form.bits) ^ self._flip
+        codes = found.codes ^ self._flip if self._flip else found.codes
         parts = {"codes": codes.flatten(1) if self._flat else codes, "scales": scales}
         if found.zero_points is not None:
-            parts["zero_points"] = pack(found.zero_points, self.form.bits)
+            parts["zero_points"] = found.zero_points
         return parts
 
     def tiles(self) -> Iterator[tuple[int, int]]:
@@ -74,15 +81,22 @@ class QuantizedMatrix(RowGroup):
         columns = self.source.shape[1]
 
         def compute(start: int, stop: int) -> torch.Tensor:
-            found = self._rounding(start, stop)
+            found = self._codes(start, stop)
             rounded = found.scales.to(self._scale_dtype).float()
             shipped = Codes(found.codes, rounded, found.zero_points)
             return shipped.dequantize(self.form)[:, :columns]
 
         return ComputedWeight(self.source.shape, torch.float32, compute, self.label)
 
-    def _round(self, start: int, stop: int) -> Codes:
-        return quantize_rtn(self.source.rows(start, stop), self.form)
+    def _packed(self, start: int, stop: int) -> Packed:
+        if self._rounding is None:
+            return round_packed(self.source.rows(start, stop), self.form)
+        return pack_codes(self._rounding(start, stop), self.form)
+
+    def _codes(self, start: int, stop: int) -> Codes:
+        if self._rounding is None:
+            return quantize_rtn(self.source.rows(start, stop), self.form)
+        return self._rounding(start, stop)
 
 
 def not_finite(label: str, dtype: torch.dtype) -> Problem:
