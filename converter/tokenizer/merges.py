@@ -37,19 +37,16 @@ def bpe_merges(model: SentencePieceModel) -> list[tuple[str, str]]:
     score the one with the longer left part comes first. This is SentencePiece's leftmost rule in
     runs of one character, which are shared out from the left: a shorter part can only be the last.
     """
-    scores = {
-        piece: score
-        for piece, score, kind in zip(model.pieces, model.scores, model.types, strict=True)
-        if kind == NORMAL
-    }
+    pieces, scores = model.pieces, model.scores
+    normal = {pieces[index]: index for index in model.ids_of_type(NORMAL)}
     ranked = [
-        (-score, -split, piece)
-        for piece, score in scores.items()
+        (-scores[index], -split, index)
+        for piece, index in normal.items()
         for split in range(1, len(piece))
-        if piece[:split] in scores and piece[split:] in scores
+        if piece[:split] in normal and piece[split:] in normal
     ]
-    ranked.sort(key=lambda merge: merge[:2])
-    return [(piece[:-split], piece[-split:]) for _, split, piece in ranked]
+    ranked.sort()
+    return [(pieces[index][:-split], pieces[index][-split:]) for _, split, index in ranked]
 
 
 def split_pattern(pieces: Iterable[str]) -> str:
@@ -61,7 +58,10 @@ def split_pattern(pieces: Iterable[str]) -> str:
     length of a match. `SAFE_SPLIT_PATTERN` has neither fault and is used when the vocabulary
     allows it: when no piece holds a pair of characters that the pattern parts.
     """
-    if any(_cuts(*pair) for piece in pieces for pair in pairwise(piece)):
+    pairs: set[tuple[str, str]] = set()
+    for piece in pieces:
+        pairs.update(pairwise(piece))
+    if any(_cuts(*pair) for pair in pairs):
         return WHOLE_TEXT_PATTERN
     return SAFE_SPLIT_PATTERN
 

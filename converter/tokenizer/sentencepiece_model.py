@@ -5,6 +5,7 @@ Source of the format: sentencepiece_model.proto of google/sentencepiece.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,15 @@ def read_sentencepiece_model(path: Path) -> SentencePieceModel:
     """
     content = path.read_bytes()
     proto = _parse(path, content)
-    raise_if(_problems(path, proto))
+    # Reading a field of a message is slow; each is read once.
+    entries = [(piece.piece, piece.score, piece.type) for piece in proto.pieces]
+    pieces, scores, types = zip(*entries, strict=True) if entries else ((), (), ())
+    raise_if(_problems(path, proto, pieces, types))
     trainer = proto.trainer_spec
     return SentencePieceModel(
-        pieces=tuple(piece.piece for piece in proto.pieces),
-        scores=tuple(piece.score for piece in proto.pieces),
-        types=tuple(piece.type for piece in proto.pieces),
+        pieces=pieces,
+        scores=scores,
+        types=types,
         add_dummy_prefix=proto.normalizer_spec.add_dummy_prefix,
         unk_id=trainer.unk_id,
         bos_id=trainer.bos_id,
@@ -91,7 +95,7 @@ def _parse(path: Path, content: bytes) -> Any:
     return proto
 
 
-def _problems(path: Path, proto: Any) -> list[Problem]:
+def _problems(path: Path, proto: Any, pieces: Sequence[str], types: Sequence[int]) -> list[Problem]:
     kind = proto.trainer_spec.model_type
     if kind != 2:
         return [
@@ -101,7 +105,7 @@ def _problems(path: Path, proto: Any) -> list[Problem]:
                 _OTHER_TOKENIZER,
             )
         ]
-    return _normalizer_problems(path, proto) + _piece_problems(path, proto.pieces)
+    return _normalizer_problems(path, proto) + _piece_problems(path, pieces, types)
 
 
 def _normalizer_problems(path: Path, proto: Any) -> list[Problem]:
@@ -124,10 +128,10 @@ def _normalizer_problems(path: Path, proto: Any) -> list[Problem]:
     ]
 
 
-def _piece_problems(path: Path, pieces: Any) -> list[Problem]:
+def _piece_problems(path: Path, pieces: Sequence[str], types: Sequence[int]) -> list[Problem]:
     by_type: dict[int, list[str]] = {}
-    for piece in pieces:
-        by_type.setdefault(piece.type, []).append(piece.piece)
+    for piece, kind in zip(pieces, types, strict=True):
+        by_type.setdefault(kind, []).append(piece)
     mergeable = by_type.get(NORMAL, [])
     known = set(mergeable) | set(by_type.get(USER_DEFINED, []))
     faults = {
