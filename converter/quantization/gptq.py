@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from converter.quantization.gptq_kernel import round_group
 from converter.quantization.rtn import BlockFormat, Codes
-from converter.quantization.search import reciprocal
 
 _COLUMNS = 64  # columns rounded between two matrix products
 _ROWS = 512  # rows of H copied at a time
@@ -132,41 +132,22 @@ def gptq_round(weight: Tensor, grid: Codes, form: BlockFormat, factor: GptqFacto
     columns = weight.to(torch.float32).t()[order].contiguous()
     errors = torch.empty_like(columns)
     codes = torch.empty(columns.shape, dtype=torch.uint8)
-    steps = _ColumnGrid(grid, form, order)
+    scales, zeros = grid.scales.t().contiguous(), grid_zeros(grid, form)
+    block = order // form.block_size
     for start in range(0, size, _COLUMNS):
-        stop = min(start + _COLUMNS, size)
-        targets = columns[start:stop]
-        if start:
-            targets = targets.addmm(factor.feedback[:start, start:stop].t(), errors[:start])
-        inner = factor.feedback[start:stop, start:stop].t().contiguous()
-        for j in range(stop - start):
-            target = targets[j]
-            if j:
-                target = torch.addmv(target, errors[start : start + j].t(), inner[j, :j])
-            codes[start + j], rounded = steps.round(start + j, target)
-            torch.sub(columns[start + j], rounded, out=errors[start + j])
+        group = slice(start, min(start + _COLUMNS, size))
+        targets = columns[group].addmm(factor.feedback[:start, group].t(), errors[:start])
+        given = (targets, columns[group], factor.feedback[group, group].contiguous(), block[group])
+        arrays = [item.numpy() for item in (*given, scales, zeros)]
+        round_group(*arrays, form.max_code, codes[group].numpy(), errors[group].numpy())
     return replace(grid, codes=_blocks_of(codes, order, grid))
 
 
-class _ColumnGrid:
-    """Scales and zero points of one input at a time, contiguous over the rows."""
-
-    def __init__(self, grid: Codes, form: BlockFormat, order: Tensor) -> None:
-        self.scales = grid.scales.t().contiguous()
-        self.inverse = reciprocal(self.scales)
-        if grid.zero_points is None:
-            self.zero = torch.full_like(self.scales, float(form.zero_point))
-        else:
-            self.zero = grid.zero_points.t().to(torch.float32).contiguous()
-        self.block = (order // form.block_size).tolist()
-        self.highest = float(form.max_code)
-
-    def round(self, position: int, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Nearest code and value of the input at `position` of the order, each [N]."""
-        block = self.block[position]
-        zero = self.zero[block]
-        code = (target * self.inverse[block]).round_().add_(zero).clamp_(0, self.highest)
-        return code, (code - zero).mul_(self.scales[block])
+def grid_zeros(grid: Codes, form: BlockFormat) -> Tensor:
+    """The zero points of a grid, float32 [n_blocks, N]."""
+    if grid.zero_points is None:
+        return torch.full(grid.scales.t().shape, float(form.zero_point))
+    return grid.zero_points.t().to(torch.float32).contiguous()
 
 
 def _blocks_of(codes: Tensor, order: Tensor, grid: Codes) -> Tensor:

@@ -9,10 +9,12 @@ keeps those that lower the error most, and fits the scale to them.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from converter.quantization.rtn import BlockFormat, Codes, as_blocks, quantize_rtn
+from converter.quantization.search_kernel import encode, propose_asymmetric, propose_symmetric
 
 _TILE_VALUES = 1 << 18  # rows are taken in tiles of about this many weights: 1 MB, stays in cache
 _SHRINK = {  # candidate scales, as fractions of the one that spans the block's range
@@ -86,71 +88,31 @@ def _search_tile(
     rows: Tensor, importance: Tensor, form: BlockFormat, scale_dtype: torch.dtype
 ) -> Codes:
     blocks = as_blocks(rows, form)
-    best = _Best(blocks, importance)
-    if form.symmetric:
-        _propose_symmetric(best, form)
-    else:
-        _propose_asymmetric(best, form)
+    scale, zero = _propose(blocks, importance, form)
     plain = quantize_rtn(rows, form)
-    plain_zero = best.zero if plain.zero_points is None else plain.zero_points.float()
-    found = _encode(blocks, importance, best.scale, best.zero, form, scale_dtype)
+    plain_zero = zero if plain.zero_points is None else plain.zero_points.float()
+    found = _encode(blocks, importance, scale, zero, form, scale_dtype)
     other = _encode(blocks, importance, plain.scales, plain_zero, form, scale_dtype)
     worse = found[0] > other[0]
     _, codes, scales, zero = (_choose(worse, b, a) for a, b in zip(found, other, strict=True))
-    return Codes(codes.to(torch.uint8), scales, None if form.symmetric else zero.to(torch.uint8))
+    return Codes(codes, scales, None if form.symmetric else zero.to(torch.uint8))
 
 
 def _choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(mask[..., None] if yes.dim() > mask.dim() else mask, yes, no)
 
 
-def _propose_symmetric(best: _Best, form: BlockFormat) -> None:
-    half = float(form.zero_point)
-    best.zero.fill_(half)
-    low, high = best.blocks.amin(-1), best.blocks.amax(-1)
-    spanning = torch.where(-low >= high, low, high) / -half
-    for shrink in _SHRINK[form.bits]:
-        for sign in (1.0, -1.0):
-            best.propose(spanning * (shrink * sign), best.zero, form)
-    best.propose(best.scale, best.zero, form)
-
-
-def _propose_asymmetric(best: _Best, form: BlockFormat) -> None:
-    levels = float(form.max_code)
-    low, high = best.blocks.amin(-1).clamp_(max=0), best.blocks.amax(-1).clamp_(min=0)
-    centre = (low + high) * 0.5
-    for shrink in _SHRINK[form.bits]:
-        scale = (high - low) * (shrink / levels)
-        base = (levels / 2 - centre * reciprocal(scale)).round_()
-        for offset in (-1.0, 0.0, 1.0) if form.bits == 4 else (0.0,):
-            best.propose(scale, (base + offset).clamp_(0, levels), form)
-    best.propose(best.scale, best.zero, form)
-
-
-class _Best:
-    """The best integers so far of a tile [rows, n_blocks, block_size]: their scale, zero point."""
-
-    def __init__(self, blocks: Tensor, importance: Tensor) -> None:
-        self.blocks = blocks
-        self.importance = importance
-        self.weighted = blocks * importance
-        self.gain = torch.full(blocks.shape[:-1], -1.0)
-        self.scale = torch.zeros(blocks.shape[:-1])
-        self.zero = torch.zeros(blocks.shape[:-1])
-
-    def propose(self, scale: Tensor, zero: Tensor, form: BlockFormat) -> None:
-        integers = (self.blocks * reciprocal(scale)[..., None]).round_()
-        if form.symmetric:
-            integers = integers.clamp_(-form.zero_point, form.max_code - form.zero_point)
-        else:
-            integers = integers.clamp_(-zero[..., None], form.max_code - zero[..., None])
-        product = (self.weighted * integers).sum(-1)
-        inverse = reciprocal(integers.square_().mul_(self.importance).sum(-1))
-        gain = product.square() * inverse
-        better = gain > self.gain
-        self.gain = torch.where(better, gain, self.gain)
-        self.scale = torch.where(better, product * inverse, self.scale)
-        self.zero = torch.where(better, zero, self.zero)
+def _propose(blocks: Tensor, importance: Tensor, form: BlockFormat) -> tuple[Tensor, Tensor]:
+    """Scales and zero points, float32 (rows, blocks), of the integers that gain most."""
+    scales, zeros = torch.empty(blocks.shape[:2]), torch.full(blocks.shape[:2], form.zero_point)
+    zeros = zeros.float()
+    given = blocks.numpy(), importance.numpy(), np.array(_SHRINK[form.bits], np.float32)
+    if form.symmetric:
+        propose_symmetric(*given, form.zero_point, scales.numpy())
+    else:
+        offsets = np.array((-1, 0, 1) if form.bits == 4 else (0,), np.float32)
+        propose_asymmetric(*given, offsets, form.max_code, scales.numpy(), zeros.numpy())
+    return scales, zeros
 
 
 def _encode(
@@ -163,10 +125,11 @@ def _encode(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weighted errors per block, nearest codes under the stored scales, those scales, zeros."""
     scales = scale.to(scale_dtype).to(torch.float32)
-    zeros = zero[..., None]
-    codes = (blocks * reciprocal(scales)[..., None]).round_().add_(zeros).clamp_(0, form.max_code)
-    error = (codes - zeros).mul_(scales[..., None]).sub_(blocks).square_().mul_(importance).sum(-1)
-    return error, codes, scales, zero
+    codes = torch.empty(blocks.shape, dtype=torch.uint8)
+    errors = torch.empty(blocks.shape[:2])
+    given = (blocks, importance, scales, zero)
+    encode(*(item.numpy() for item in given), form.max_code, codes.numpy(), errors.numpy())
+    return errors, codes, scales, zero
 
 
 def reciprocal(scales: Tensor) -> Tensor:
