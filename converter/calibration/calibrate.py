@@ -34,7 +34,7 @@ from converter.recipe import CalibrationConfig, Recipe
 from converter.weights.quantized import QuantizedMatrix, Rounding
 from converter.weights.weight import Weight
 
-CODE_VERSION = 5
+CODE_VERSION = 6
 """Counted up when the same weights, tokens and recipe would give other codes."""
 
 Advance = Callable[[int, int, str], None]

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from converter.quantization.gptq import grid_zeros
+from converter.quantization.refine_kernel import best_scales, move_codes, move_scales
 from converter.quantization.rtn import BlockFormat, Codes
-from converter.quantization.search import reciprocal
 
 _COLUMNS = 64  # inputs visited, at least, between two matrix products
 
@@ -34,7 +35,8 @@ def refine(
         quantized: from `gptq_round` (or any other rounding) in the format `form`.
         form: bits, block size, symmetric or not; zero points stay as they are.
         hessian: XᵀX [K, K].
-        sweeps: times that every scale and code is visited; each costs about 2 N K² operations.
+        sweeps: times that every scale and code is visited; each costs about 2 N K² operations, the
+            last one half of that.
         damping: multiple of the mean of diag(H) added to the diagonal, as in `gptq_factor`; 0
             when `damp` has done it, and H is then read in place.
         scale_dtype: type in which the scales will be stored.
@@ -45,10 +47,9 @@ def refine(
     weight = weight.to(torch.float32)
     damped = damp(hessian.to(torch.float32, copy=True), damping) if damping else hessian
     state = _State(weight, quantized, form, damped)
-    before = state.error()
-    for _ in range(sweeps):
-        state.sweep(scale_dtype)
-    worse = state.error() > before
+    for number in range(sweeps):
+        state.sweep(scale_dtype, last=number == sweeps - 1)
+    worse = state.change > 0
     result = state.codes()
     return Codes(
         torch.where(worse[:, None, None], quantized.codes, result.codes),
@@ -75,73 +76,59 @@ class _State:
         self.start = quantized
         self.columns = weight.shape[1]
         self.scales = quantized.scales.t().contiguous()
-        zero = quantized.zero_points
-        full = torch.full_like(quantized.scales, float(form.zero_point))
-        self.zero = (full if zero is None else zero.to(torch.float32)).t().contiguous()
-        codes = quantized.codes.flatten(1)[:, : self.columns].t()
-        self.integers = codes.to(torch.float32) - self._per_input(self.zero)
-        self.weight = weight.t().contiguous()
-        self.descent = hessian @ self.difference()  # H Δᵀ, kept up to date
+        self.zeros = grid_zeros(quantized, form)
+        codes = quantized.codes.flatten(1)[:, : self.columns].t().contiguous()
+        self.integers = codes.to(torch.float32) - self._per_input(self.zeros)
+        difference = weight.t() - self.integers * self._per_input(self.scales)
+        self.descent = hessian @ difference  # H Δᵀ of the inputs still to be visited
+        self.change = torch.zeros(weight.shape[0])  # of each row's share of tr(ΔW H ΔWᵀ)
 
     def _per_input(self, values: Tensor) -> Tensor:
         return values.repeat_interleave(self.form.block_size, 0)[: self.columns]
 
-    def difference(self) -> Tensor:
-        """ΔWᵀ, [K, N]."""
-        return self.weight - self.integers * self._per_input(self.scales)
+    def sweep(self, scale_dtype: torch.dtype, last: bool) -> None:
+        """Visit every block in turn: fit its scale, then revisit its codes.
 
-    def error(self) -> Tensor:
-        """Each row's share of tr(ΔW H ΔWᵀ), [N]."""
-        return (self.difference() * self.descent).sum(0)
-
-    def sweep(self, scale_dtype: torch.dtype) -> None:
-        """Visit every block in turn: fit its scale, then revisit its codes."""
+        In the last sweep nobody reads H Δ of an input that has been visited.
+        """
         size = self.form.block_size
         group = max(size, _COLUMNS)
         for start in range(0, self.columns, group):
             inputs = slice(start, min(start + group, self.columns))
             before = self._rounded(inputs)
-            # Within the group its own part of the gradient is kept up to date step by step, the
-            # rest in one product at its end.
-            inner, descent = self.hessian[inputs, inputs], self.descent[inputs].clone()
+            # Within the group its own part of H Δ is kept up to date step by step, the rest in one
+            # product at its end.
+            inner, descent = self.hessian[inputs, inputs].contiguous(), self.descent[inputs].clone()
             for first in range(0, inputs.stop - start, size):
-                block = slice(first, min(first + size, inputs.stop - start))
-                self._fit_scale(start, block, inner, descent, scale_dtype)
-                for j in range(block.start, block.stop):
-                    self._revisit_code(start + j, inner[j, j:], descent[j:])
+                count = min(size, inputs.stop - start - first)
+                self._visit(
+                    start + first, count, inner[first:, first:], descent[first:], scale_dtype
+                )
             change = self._rounded(inputs) - before
-            self.descent.addmm_(self.hessian[:, inputs], change, alpha=-1)
+            rest = slice(inputs.stop if last else 0, None)
+            self.descent[rest].addmm_(self.hessian[rest, inputs], change, alpha=-1)
 
     def _rounded(self, inputs: slice) -> Tensor:
         blocks = torch.arange(inputs.start, inputs.stop) // self.form.block_size
         return self.integers[inputs] * self.scales[blocks]
 
-    def _fit_scale(
-        self, start: int, block: slice, inner: Tensor, descent: Tensor, scale_dtype: torch.dtype
+    def _visit(
+        self, start: int, count: int, inner: Tensor, descent: Tensor, scale_dtype: torch.dtype
     ) -> None:
-        """The exact minimiser over one block's scale: s += z·(H Δ) / z·H z."""
-        number = (start + block.start) // self.form.block_size
-        integers = self.integers[start + block.start : start + block.stop]
-        square = (integers * (inner[block, block] @ integers)).sum(0)
-        step = (integers * descent[block]).sum(0) * reciprocal(square)
-        new = (self.scales[number] + step).to(scale_dtype).to(torch.float32)
-        change = integers * (new - self.scales[number])
-        descent.addmm_(inner[:, block], change, alpha=-1)
-        self.scales[number] = new
-
-    def _revisit_code(self, k: int, curvature: Tensor, descent: Tensor) -> None:
-        """The exact minimiser over input k's code; `curvature` is H[k, k:], `descent` from k on."""
-        block = k // self.form.block_size
-        scale, zero = self.scales[block], self.zero[block]
-        wanted = self.integers[k] + descent[0] * reciprocal(scale) / curvature[0]
-        new = wanted.round_().clamp_(-zero, self.form.max_code - zero)
-        descent.addr_(curvature, (new - self.integers[k]) * scale, alpha=-1)
-        self.integers[k] = new
+        """One block; `inner` and `descent` begin at its first input and go on past it."""
+        number = start // self.form.block_size
+        hessian, integers = inner.numpy(), self.integers[start : start + count].numpy()
+        scales, rest, change = self.scales[number].numpy(), descent.numpy(), self.change.numpy()
+        wanted, *terms = best_scales(hessian[:count, :count], integers, rest[:count], scales)
+        stored = torch.from_numpy(wanted).to(scale_dtype).to(torch.float32).numpy()
+        move_scales(hessian, integers, rest, scales, stored, *terms, change)
+        zeros = self.zeros[number].numpy()
+        move_codes(hessian, integers, rest, scales, zeros, self.form.max_code, change)
 
     def codes(self) -> Codes:
         """The refined weight; the padding keeps the codes that it had."""
         codes = self.start.codes.flatten(1).clone()
-        values = self.integers + self._per_input(self.zero)
+        values = self.integers + self._per_input(self.zeros)
         codes[:, : self.columns] = values.t().to(torch.uint8)
         shape = self.start.codes.shape
         return Codes(codes.view(shape), self.scales.t().contiguous(), self.start.zero_points)

@@ -130,8 +130,3 @@ def _encode(
     given = (blocks, importance, scales, zero)
     encode(*(item.numpy() for item in given), form.max_code, codes.numpy(), errors.numpy())
     return errors, codes, scales, zero
-
-
-def reciprocal(scales: Tensor) -> Tensor:
-    """1 / scales, and 0 where a scale is 0: a block of zeros keeps the zero point's code."""
-    return torch.where(scales == 0, 0.0, 1.0 / scales)
