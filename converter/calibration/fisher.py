@@ -149,15 +149,19 @@ def _backward(
     for index in range(states.count):
         hidden = states[index].float().requires_grad_(True)
         with torch.enable_grad(), _Outputs(stages) as outputs:
-            last = _run(stages, hidden, outputs)
-            names = list(outputs)
-            found_gradients = torch.autograd.grad(
-                last, [hidden, *outputs.values()], gradients[index]
+            context = stages.output_input(stages.attention_input(hidden))
+            outputs["o_proj"] = middle = stages.after_attention(hidden, context)
+            product = stages.down_input(stages.feed_forward_input(middle))
+            # The layer's result itself is not needed: its gradient goes to both of its terms.
+            last = gradients[index]
+            below, *others = torch.autograd.grad(
+                [middle, product],
+                [hidden, *outputs.values()],
+                [last, stages.down_gradient(last).to(product.dtype)],
             )
-        gradients[index] = found_gradients[0]
-        squares = {
-            n: g[0].float().square() for n, g in zip(names, found_gradients[1:], strict=True)
-        }
+        gradients[index] = below
+        found_gradients = {"down_proj": last, **dict(zip(outputs, others, strict=True))}
+        squares = {n: g[0].float().square() for n, g in found_gradients.items()}
         for stage, parts in STAGES.items():
             tokens[stage].append(torch.stack([squares[part].sum(-1) for part in parts]).sum(0))
         for part, square in squares.items():
@@ -166,18 +170,6 @@ def _backward(
         found[f"tokens/layers.{number}.{stage}"] = _normal(torch.stack(weights))
     for part, total in rows.items():
         found[f"rows/layers.{number}.{part}"] = total / (states.count * states.shape[1])
-
-
-def _run(
-    stages: LayerStages, hidden: torch.Tensor, outputs: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    context = stages.output_input(stages.attention_input(hidden))
-    middle = stages.after_attention(hidden, context)
-    outputs["o_proj"] = middle
-    product = stages.down_input(stages.feed_forward_input(middle))
-    last = stages.after_feed_forward(middle, product)
-    outputs["down_proj"] = last
-    return last
 
 
 class _Outputs:

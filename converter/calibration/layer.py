@@ -84,6 +84,11 @@ class LayerStages:
     def after_feed_forward(self, hidden: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
         return hidden + linear(product, self._down.weight, self._down.bias).float()
 
+    def down_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of the down projection's input, from that of the layer's result."""
+        weight: torch.Tensor = self._down.weight
+        return gradient.to(weight.dtype) @ weight
+
     def linears(self) -> dict[str, torch.nn.Linear]:
         """All linears that run inside transformers' modules, by their parts' names."""
         names = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
