@@ -134,6 +134,9 @@ class CalibrationConfig:
     sequence_length: int = 512
     seed: int = 0
     """Seed of the order of documents."""
+    inputs: Literal["rounded", "float"] = "rounded"
+    """What a linear is rounded against: the inputs that the rounded layers before it give, or
+    those of the float model, which all variants of a sweep share."""
     compute: Literal["auto", "fp32", "bf16"] = "auto"
     """Type of the matrix products; auto takes bf16 for a 16-bit checkpoint on a CPU with AMX."""
 

@@ -16,6 +16,7 @@ from converter.calibration.fisher import HEAD, Fisher, read_fisher, write_fisher
 from converter.calibration.rounding import Scheme
 from converter.calibration.sensitivity import measure_losses, read_losses
 from converter.calibration.smooth import fold_layer
+from converter.calibration.statistics import FloatStatistics
 from converter.calibration.store import Layer
 from converter.calibration.tokens import CalibrationTokens, calibration_tokens
 from converter.calibration.walk import Walk
@@ -100,6 +101,7 @@ def _calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance)
         "quant": asdict(recipe.quant),
         "matrices": [m.name for m in matrices],
         "scales": recipe.target.float_type,
+        "inputs": recipe.calibration.inputs,
     }
     if recipe.quant.mixed and fisher is not None:
         any_size = {**asdict(recipe.quant), "target_size": None, "bits_per_weight": None}
@@ -114,6 +116,11 @@ def _calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance)
     walk = Walk(
         reference, embedding, matrices, forms, scheme, tokens, fisher, cache, scheme_key, advance
     )
+    if recipe.calibration.inputs == "float":
+        key = {**base, "token_weights": recipe.quant.token_weights, "seed": recipe.calibration.seed}
+        walk.statistics = FloatStatistics(
+            reference, tokens, walk.token_weights, cache, key, advance
+        )
     return _collected(decoder, matrices, walk.run(), tokens)
 
 

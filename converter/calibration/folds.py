@@ -45,6 +45,12 @@ def input_groups(fold: Fold, arch: Architecture) -> torch.Tensor | None:
     return kv_channel_groups(arch.num_attention_heads, arch.num_key_value_heads, arch.head_dim)
 
 
+def input_scales(fold: Fold, scales: torch.Tensor, arch: Architecture) -> torch.Tensor:
+    """What each of the consumers' inputs is divided by, from the producer's scales."""
+    groups = input_groups(fold, arch)
+    return scales if groups is None else scales[groups]
+
+
 def apply_fold(
     weights: Mapping[str, Weight],
     layer: int,
@@ -54,8 +60,7 @@ def apply_fold(
 ) -> dict[str, Weight]:
     """The weights with the producer's channels divided by `scales`, float32 (channels,)."""
     prefix, found = f"layers.{layer}.", dict(weights)
-    groups = input_groups(fold, arch)
-    inputs = scales if groups is None else scales[groups]
+    inputs = input_scales(fold, scales, arch)
     for name in (fold.producer, fold.producer + BIAS):
         if prefix + name in found:
             found[prefix + name] = _divided(found[prefix + name], scales)

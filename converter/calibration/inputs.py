@@ -28,6 +28,26 @@ class Inputs:
         self._damped: torch.Tensor | None = None
         self._diagonal: torch.Tensor | None = None
 
+    @classmethod
+    def of(cls, hessian: torch.Tensor, held: torch.Tensor | None) -> Inputs:
+        """Statistics gathered before: XᵀX (columns, columns) and the held-back inputs, weighted."""
+        inputs = cls(0)
+        inputs.columns, inputs._sum, inputs._mirrored = hessian.shape[0], hessian, True
+        inputs._held = [] if held is None else [held]
+        return inputs
+
+    @property
+    def held(self) -> torch.Tensor | None:
+        """The held-back inputs, float32 (tokens, columns), weighted; None when there are none."""
+        return torch.cat(self._held) if self._held else None
+
+    def divide(self, scales: torch.Tensor) -> None:
+        """Make these the statistics of the inputs divided by `scales`, float32 (columns,)."""
+        inverse = 1 / scales
+        self._sum, self._mirrored = self.hessian * inverse[:, None] * inverse, True
+        self._held = [held * inverse for held in self._held]
+        self._factor = self._damped = self._diagonal = None
+
     def add(self, inputs: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         x = weighted(inputs, weights)
         step = self.columns if self.columns < _NARROW else -(-self.columns // _PARTS)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.nn.functional import rms_norm
 
 from converter.cache import Cache, key_hash
 from converter.calibration.fisher import HEAD, Fisher
+from converter.calibration.folds import FOLDS, input_scales
 from converter.calibration.inputs import Inputs, restored
 from converter.calibration.layer import STAGES, LayerStages, check_weights
 from converter.calibration.rounding import (
@@ -30,6 +32,7 @@ from converter.calibration.rounding import (
 )
 from converter.calibration.smooth import find_folds, fold_layer
 from converter.calibration.spill import Spill
+from converter.calibration.statistics import FloatStatistics
 from converter.calibration.store import HIDDEN, Layer, read_layer, write_layer
 from converter.calibration.tokens import CalibrationTokens
 from converter.errors import ConvertError, Problem
@@ -55,6 +58,8 @@ class Walk:
         embedding: the embedding as it will be shipped.
         forms: format of every matrix of the graph, by name; one without stays in float.
         key: what decides the result, apart from the layer's number.
+        statistics: of the float model, to round against; None rounds each linear against the
+            inputs that the rounded parts before it give.
     """
 
     reference: Reference
@@ -67,6 +72,7 @@ class Walk:
     cache: Cache
     key: Mapping[str, Any]
     advance: Advance
+    statistics: FloatStatistics | None = None
     _started: float = 0.0
     _first: int = 0
     _made: str = ""
@@ -74,6 +80,8 @@ class Walk:
     def run(self) -> dict[str, Layer]:
         """All finished layers, by `layers.N`, and `lm_head` where it is quantized."""
         self._started = time.monotonic()
+        if self.statistics is not None:
+            return self._run_shared(self.statistics)
         arch, found = self.reference.arch, dict[str, Layer]()
         names = [f"layers.{number}" for number in range(arch.num_hidden_layers)]
         names += [HEAD] if HEAD in self.forms else []
@@ -93,6 +101,22 @@ class Walk:
                 self._keep(hidden, len(found))
         self._forget(arch.num_hidden_layers)
         return found
+
+    def _run_shared(self, statistics: FloatStatistics) -> dict[str, Layer]:
+        """`run` without a forward pass: every layer by itself, on the float model's statistics."""
+        layers, found = self.reference.arch.num_hidden_layers, dict[str, Layer]()
+        for number in range(layers):
+            make = partial(self._shared_layer, number=number, statistics=statistics)
+            found[f"layers.{number}"] = self._finished(f"layers.{number}", make)
+        if HEAD in self.forms:
+            found[HEAD] = self._finished(
+                HEAD, lambda folder: self._round_head(folder, statistics.head())
+            )
+        return found
+
+    def _finished(self, name: str, make: Callable[[Path], None]) -> Layer:
+        with torch.no_grad():
+            return read_layer(self.cache.get_or_make(self._layer_key(name), make))
 
     def _maker(self, name: str, hidden: Spill) -> Callable[[Path], None]:
         def make(folder: Path) -> None:
@@ -198,9 +222,27 @@ class Walk:
             product.close()
         write_layer(folder, work.rounded, work.errors, folds)
 
+    def _shared_layer(self, folder: Path, number: int, statistics: FloatStatistics) -> None:
+        arch, weights = self.reference.arch, self.reference.weights
+        inputs, folds = statistics.layer(number), dict[str, torch.Tensor]()
+        self._check_inputs(inputs, number)
+        if self.scheme.quant.smooth == "awq":
+            folds = self._search_folds(inputs, number)
+            for fold in FOLDS:
+                if fold.name in folds:
+                    inputs[fold.stage].divide(input_scales(fold, folds[fold.name], arch))
+        after = fold_layer(weights, number, folds, arch)
+        plain = fold_layer({**weights, **self._plainly_rounded(number)}, number, folds, arch)
+        work = _LayerWork(self, number, after, plain)
+        for stage in STAGES:
+            for matrix in self.stage_matrices(number, stage):
+                work.round(matrix, inputs[stage])
+            del inputs[stage]
+        write_layer(folder, work.rounded, work.errors, folds)
+
     def _find_folds(self, hidden: Spill, number: int) -> dict[str, torch.Tensor]:
         """AWQ's scales from the float layer, on some of the sequences."""
-        arch, inputs = self.reference.arch, dict[str, Inputs]()
+        inputs: dict[str, Inputs] = {}
         with self._stages(number, self.reference.weights) as stages:
             count, length = self.tokens.count - self.tokens.held, self.tokens.ids.shape[1]
             for index in range(0, count, max(1, count * length // FOLD_TOKENS)):
@@ -212,14 +254,18 @@ class Walk:
                 states = (normed, context, second, stages.down_input(second))
                 for stage, state in zip(STAGES, states, strict=True):
                     entry = inputs.setdefault(stage, Inputs(state.shape[-1]))
-                    entry.add(state, self._token_weights(f"layers.{number}.{stage}", index))
+                    entry.add(state, self.token_weights(f"layers.{number}.{stage}", index))
         self._check_inputs(inputs, number)
+        return self._search_folds(inputs, number)
+
+    def _search_folds(self, inputs: Mapping[str, Inputs], number: int) -> dict[str, torch.Tensor]:
         forms = {
             part.rpartition(".")[2]: self.forms[matrix.name]
             for matrix in self._matrices(number)
             for part in matrix.parts
         }
-        return find_folds(self.reference.weights, number, inputs, forms, self.scheme, arch)
+        weights, arch = self.reference.weights, self.reference.arch
+        return find_folds(weights, number, inputs, forms, self.scheme, arch)
 
     def _check_inputs(self, inputs: Mapping[str, Inputs], number: int) -> None:
         for stage, entry in inputs.items():
@@ -231,6 +277,10 @@ class Walk:
         for index in range(self.tokens.count):
             normed = rms_norm(hidden[index], (arch.hidden_size,), norm, arch.rms_norm_eps)
             self.gather(inputs, normed, HEAD, index)
+        self._round_head(folder, inputs)
+
+    def _round_head(self, folder: Path, inputs: Inputs) -> None:
+        arch, weights = self.reference.arch, self.reference.weights
         check_finite(inputs.diagonal, "the last norm")
         matrix, form = self.matrices[-1], self.forms[HEAD]
         rounded = round_matrix(weights[HEAD], form, inputs, self.scheme)
@@ -244,7 +294,7 @@ class Walk:
 
     def gather(self, inputs: Inputs, state: torch.Tensor, name: str, index: int) -> None:
         """Add one sequence's inputs to the statistics, or hold them back for judging."""
-        weights = self._token_weights(name, index)
+        weights = self.token_weights(name, index)
         if index < self.tokens.count - self.tokens.held:
             inputs.add(state, weights)
         else:
@@ -259,7 +309,8 @@ class Walk:
         change = f"{100 * error.before:.2f} % → {100 * error.after:.2f} %"
         self.advance(layer, layers + 1, f"{place}: error {change}, {left / 60:.0f} min left")
 
-    def _token_weights(self, name: str, index: int) -> torch.Tensor | None:
+    def token_weights(self, name: str, index: int) -> torch.Tensor | None:
+        """Weights of a sequence's tokens in the stage `name`; None where all weigh alike."""
         if self.fisher is None or self.scheme.quant.token_weights == "none":
             return None
         return self.fisher.tokens[name][index]
@@ -330,9 +381,10 @@ class _LayerWork:
         assert inputs is not None
         check_finite(inputs.diagonal, f"layer {self._number} ({stage})")
         for matrix in walk.stage_matrices(self._number, stage):
-            self._round(matrix, inputs, stages)
+            walk.install(stages, matrix, self.round(matrix, inputs))
 
-    def _round(self, matrix: Matrix, inputs: Inputs, stages: LayerStages) -> None:
+    def round(self, matrix: Matrix, inputs: Inputs) -> Rounded:
+        """Round one matrix and note by how much that lowers its error."""
         walk, form = self._walk, self._walk.forms[matrix.name]
         weight = concatenate_rows([self._weights[part] for part in matrix.parts])
         rounded = round_matrix(weight, form, inputs, walk.scheme)
@@ -344,8 +396,8 @@ class _LayerWork:
         error = LinearError(self._number, kind, before, rounded.error)
         self.rounded[matrix.name] = rounded
         self.errors.append(error)
-        walk.install(stages, matrix, rounded)
         walk.report(self._number, error)
+        return rounded
 
 
 def check_finite(values: torch.Tensor, place: str) -> None:
