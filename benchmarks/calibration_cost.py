@@ -74,16 +74,16 @@ def stored_decoder(recipe: Any, folder: Path) -> Any:
 
 
 def rates() -> dict[str, float]:
-    """FLOP per second: bf16 and float32 products, and the float64 Cholesky factor."""
+    """FLOP per second: bf16 and float32 products, and the Cholesky factor in float32."""
     import torch
 
     a, b = torch.randn(2048, 4096), torch.randn(4096, 4096)
-    square = (b @ b.T).double() + 4096 * torch.eye(4096, dtype=torch.float64)
+    square = b @ b.T + 4096 * torch.eye(4096)
     product, found = 2 * 2048 * 4096 * 4096, {}
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         x, y = a.to(dtype), b.to(dtype)
         found[name] = product / _fastest(lambda x=x, y=y: x @ y)
-    found["cholesky_fp64"] = 4096**3 / 3 / _fastest(lambda: torch.linalg.cholesky_ex(square))
+    found["cholesky"] = 4096**3 / 3 / _fastest(lambda: torch.linalg.cholesky_ex(square))
     return found
 
 
@@ -103,16 +103,26 @@ def arithmetic(config: dict[str, Any], quant: str, tokens: int, speed: dict[str,
     kv_rows = 2 * hidden // heads * config["num_key_value_heads"]
     shapes = [(hidden + kv_rows, hidden), (hidden, hidden), (2 * wide, hidden), (hidden, wide)]
     forward = sum(2 * tokens * n * k for n, k in shapes)
-    passes = 1 + 3 * (quant == "best") + 0.25 * (quant == "awq")
+    # For the gradients of best: forward, forward again without the down projection, backward.
+    gradients = 3 - hidden * wide / sum(n * k for n, k in shapes)
+    passes = 1 + gradients * (quant == "best") + 0.25 * (quant == "awq")
     # Half of H is computed; AWQ gathers on a quarter of the tokens first.
     gram = sum(tokens * k * k for _, k in shapes) * (1 + 0.25 * (quant == "awq"))
-    seconds = passes * forward / speed["bf16"] + gram / speed["fp32"]
+    seconds = passes * forward / speed[compute()] + gram / speed["fp32"]
     if quant == "best":
-        # One triangular product for GPTQ, three full ones for the refinement.
-        rounding = sum(n * k * k for n, k in shapes) * (1 + 3 * 2)
+        # A triangular product for GPTQ, a full and a triangular one for the refinement.
+        rounding = sum(n * k * k for n, k in shapes) * 4
         factor = sum(k**3 / 3 for _, k in shapes)
-        seconds += rounding / speed["fp32"] + factor / speed["cholesky_fp64"]
+        seconds += rounding / speed["fp32"] + factor / speed["cholesky"]
     return seconds
+
+
+def compute() -> str:
+    """The type of the model's matrix products that `calibration.compute=auto` takes here."""
+    import torch
+
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return "bf16" if amx() else "fp32"
 
 
 def in_process(size: str, quant: str, tokens: int) -> dict[str, Any]:
