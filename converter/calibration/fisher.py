@@ -9,7 +9,7 @@ the model's own distribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch.nn.functional import rms_norm
 
 from converter.calibration.layer import STAGES, LayerStages, check_weights
 from converter.calibration.spill import Spill
+from converter.calibration.tokens import sequence_batches
 from converter.model.reference import Reference
 from converter.weights.safetensors_file import open_safetensors, write_safetensors
 from converter.weights.weight import TensorWeight
@@ -69,7 +70,8 @@ def write_fisher(
     for number in range(layers - 1, -1, -1):
         advance(2 * layers - number, 2 * layers, f"gradients, layer {number + 1}/{layers}")
         with reference.layer(number) as module:
-            _backward(reference, module, number, states[number], gradients, found)
+            batches = _batches(ids, reference)
+            _backward(reference, module, number, states[number], gradients, found, batches)
         states[number].close()
     lazy = {name: TensorWeight(tensor.contiguous()) for name, tensor in found.items()}
     write_safetensors(folder / FILE, lazy)
@@ -77,6 +79,10 @@ def write_fisher(
 
 def _shape(ids: torch.Tensor, reference: Reference) -> tuple[int, tuple[int, ...]]:
     return ids.shape[0], (1, ids.shape[1], reference.arch.hidden_size)
+
+
+def _batches(ids: torch.Tensor, reference: Reference) -> list[slice]:
+    return sequence_batches(ids.shape, reference.arch.intermediate_size)
 
 
 def _forward(
@@ -91,8 +97,8 @@ def _forward(
         advance(number, 2 * layers, f"float model, layer {number + 1}/{layers}")
         with reference.layer(number) as module:
             check_weights(module, reference.weights, number)
-            for index in range(len(ids)):
-                states[number + 1][index] = reference.run_layer(module, states[number][index])
+            for batch in _batches(ids, reference):
+                states[number + 1][batch] = reference.run_layer(module, states[number][batch])
     return states
 
 
@@ -141,12 +147,13 @@ def _backward(
     states: Spill,
     gradients: Spill,
     found: dict[str, torch.Tensor],
+    batches: Sequence[slice],
 ) -> None:
     """Carry the gradients to the layer's input; collect those of every linear's output."""
     stages = LayerStages(reference, module, number)
     tokens: dict[str, list[torch.Tensor]] = {stage: [] for stage in STAGES}
     rows: dict[str, torch.Tensor] = {}
-    for index in range(states.count):
+    for index in batches:
         hidden = states[index].float().requires_grad_(True)
         with torch.enable_grad(), _Outputs(stages) as outputs:
             context = stages.output_input(stages.attention_input(hidden))
@@ -161,13 +168,13 @@ def _backward(
             )
         gradients[index] = below
         found_gradients = {"down_proj": last, **dict(zip(outputs, others, strict=True))}
-        squares = {n: g[0].float().square() for n, g in found_gradients.items()}
+        squares = {n: g.float().square() for n, g in found_gradients.items()}
         for stage, parts in STAGES.items():
             tokens[stage].append(torch.stack([squares[part].sum(-1) for part in parts]).sum(0))
         for part, square in squares.items():
-            rows[part] = rows.get(part, torch.zeros(square.shape[1])) + square.sum(0)
+            rows[part] = rows.get(part, torch.zeros(square.shape[2])) + square.sum((0, 1))
     for stage, weights in tokens.items():
-        found[f"tokens/layers.{number}.{stage}"] = _normal(torch.stack(weights))
+        found[f"tokens/layers.{number}.{stage}"] = _normal(torch.cat(weights))
     for part, total in rows.items():
         found[f"rows/layers.{number}.{part}"] = total / (states.count * states.shape[1])
 

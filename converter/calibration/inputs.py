@@ -16,7 +16,7 @@ class Inputs:
     """Statistics of the inputs (tokens, columns) that one or several linears share.
 
     `add` takes tokens to calibrate on, `hold` tokens to judge on. Both take a weight per token,
-    float32 (tokens,), by which its squared error counts; None weighs all alike.
+    float32 with as many values, by which its squared error counts; None weighs all alike.
     """
 
     def __init__(self, columns: int) -> None:
@@ -105,7 +105,7 @@ class Inputs:
 def weighted(inputs: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """float32 (tokens, columns), each row times the square root of its token's weight."""
     x = inputs.reshape(-1, inputs.shape[-1]).float()
-    return x if weights is None else x * weights.sqrt()[:, None]
+    return x if weights is None else x * weights.reshape(-1, 1).sqrt()
 
 
 def restored(codes: Codes, form: BlockFormat, columns: int) -> torch.Tensor:

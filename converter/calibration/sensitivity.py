@@ -57,7 +57,8 @@ def measure_losses(
             advance(number, layers + 1, f"losses of the formats, layer {number + 1}/{layers}")
             with reference.layer(number) as module:
                 stages = LayerStages(reference, module, number)
-                inputs = _layer_inputs(stages, number, hidden, fisher)
+                batches = tokens.batches(arch.intermediate_size)
+                inputs = _layer_inputs(stages, number, hidden, fisher, batches)
             for matrix in matrices:
                 stage = _stage(matrix, number)
                 if stage is not None:
@@ -85,11 +86,11 @@ def _stage(matrix: Matrix, number: int) -> str | None:
 
 
 def _layer_inputs(
-    stages: LayerStages, number: int, hidden: Spill, fisher: Fisher
+    stages: LayerStages, number: int, hidden: Spill, fisher: Fisher, batches: Sequence[slice]
 ) -> dict[str, Inputs]:
     """Weighted statistics of the float layer's stages; `hidden` becomes the layer's result."""
     found: dict[str, Inputs] = {}
-    for index in range(hidden.count):
+    for index in batches:
         before = hidden[index]
         normed = stages.attention_input(before)
         context = stages.output_input(normed)

@@ -28,14 +28,17 @@ class Spill:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._nbytes = dtype.itemsize * int(torch.Size(shape).numel())
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        tensor = torch.empty(self.shape, dtype=self.dtype)
-        _fill(self._file.fileno(), tensor_bytes(tensor), index * self._nbytes)
+    def __getitem__(self, index: int | slice) -> torch.Tensor:
+        """One tensor, or several in a row stacked along their first dimension."""
+        start, count = _range(index)
+        shape = (count * self.shape[0], *self.shape[1:])
+        tensor = torch.empty(shape, dtype=self.dtype)
+        _fill(self._file.fileno(), tensor_bytes(tensor), start * self._nbytes)
         return tensor
 
-    def __setitem__(self, index: int, value: torch.Tensor) -> None:
+    def __setitem__(self, index: int | slice, value: torch.Tensor) -> None:
         buffer = tensor_bytes(value.detach().to(self.dtype).contiguous())
-        _put(self._file.fileno(), buffer, index * self._nbytes)
+        _put(self._file.fileno(), buffer, _range(index)[0] * self._nbytes)
 
     def close(self) -> None:
         """Give the room on the disk back."""
@@ -54,6 +57,13 @@ class Spill:
                 tensor = torch.empty(self.shape, dtype=self.dtype)
                 _fill(file.fileno(), tensor_bytes(tensor), index * self._nbytes)
                 self[index] = tensor
+
+
+def _range(index: int | slice) -> tuple[int, int]:
+    """First index and count."""
+    if isinstance(index, slice):
+        return index.start, index.stop - index.start
+    return index, 1
 
 
 def _fill(descriptor: int, buffer: memoryview, offset: int) -> None:

@@ -28,8 +28,8 @@ from converter.weights.weight import TensorWeight
 FILE = "statistics.safetensors"
 
 Advance = Callable[[int, int, str], None]
-TokenWeights = Callable[[str, int], torch.Tensor | None]
-"""(stage's name, sequence) to the weight of each token, or None where all weigh alike."""
+TokenWeights = Callable[[str, slice], torch.Tensor | None]
+"""(stage's name, sequences) to the weight of each token, or None where all weigh alike."""
 
 
 class FloatStatistics:
@@ -113,7 +113,7 @@ class FloatStatistics:
     def _run(
         self, stages: LayerStages, number: int, hidden: Spill, found: Mapping[str, Inputs]
     ) -> None:
-        for index in range(hidden.count):
+        for index in self._tokens.batches(self._reference.arch.intermediate_size):
             before = hidden[index]
             normed = stages.attention_input(before)
             context = stages.output_input(normed)
@@ -128,14 +128,14 @@ class FloatStatistics:
     def _head(self, folder: Path, hidden: Spill) -> None:
         arch, inputs = self._reference.arch, Inputs(self._reference.arch.hidden_size)
         norm = self._reference.weights["norm"].read().float()
-        for index in range(hidden.count):
+        for index in self._tokens.batches(arch.intermediate_size):
             normed = rms_norm(hidden[index], (arch.hidden_size,), norm, arch.rms_norm_eps)
             self._add(inputs, normed, HEAD, index)
         write_inputs(folder, {HEAD: inputs})
 
-    def _add(self, inputs: Inputs, state: torch.Tensor, name: str, index: int) -> None:
+    def _add(self, inputs: Inputs, state: torch.Tensor, name: str, index: slice) -> None:
         weights = self._weights(name, index)
-        if index < self._tokens.count - self._tokens.held:
+        if index.start < self._tokens.count - self._tokens.held:
             inputs.add(state, weights)
         else:
             inputs.hold(state, weights)

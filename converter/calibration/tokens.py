@@ -17,6 +17,9 @@ from converter.quality.texts import calibration_chunks, load_text
 from converter.recipe import CalibrationConfig
 from converter.tokenizer import prepare_tokenizer
 
+BATCH_VALUES = 1 << 22
+"""Values of the widest activations of sequences that run together: narrow models want several at
+once, or threads wait for each other more than they compute."""
 HELD_BACK = 16
 """One sequence in so many is kept for judging, and not calibrated on."""
 
@@ -36,6 +39,25 @@ class CalibrationTokens:
     @property
     def count(self) -> int:
         return int(self.ids.shape[0])
+
+    def batches(self, columns: int) -> list[slice]:
+        """`sequence_batches` of these; none has sequences of both kinds."""
+        return sequence_batches(self.ids.shape, columns, self.held)
+
+
+def sequence_batches(shape: torch.Size, columns: int, held: int = 0) -> list[slice]:
+    """Sequences of a (sequences, length) tensor to run together where activations have `columns` at most.
+
+    The last `held` sequences are in batches of their own.
+    """
+    count, length = shape
+    size = max(1, BATCH_VALUES // (length * columns))
+    parts = ((0, count - held), (count - held, count))
+    return [
+        slice(start, min(start + size, stop))
+        for first, stop in parts
+        for start in range(first, stop, size)
+    ]
 
 
 def calibration_tokens(decoder: Decoder, config: CalibrationConfig) -> CalibrationTokens:

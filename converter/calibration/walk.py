@@ -177,7 +177,7 @@ class Walk:
                 read, columns = layer.rounding(matrix.name, matrix.columns), matrix.columns
                 values = restored(read(0, matrix.rows), layer.forms[matrix.name], columns)
                 self._install(stages, matrix, values)
-            for index in range(self.tokens.count):
+            for index in self.batches():
                 before = hidden[index]
                 context = stages.output_input(stages.attention_input(before))
                 middle = stages.after_attention(before, context)
@@ -199,24 +199,24 @@ class Walk:
             product = self._spill(arch.intermediate_size, self.reference.dtype)
             work.stage("attention", stages, lambda i: stages.attention_input(hidden[i]))
 
-            def mixed(index: int) -> torch.Tensor:
+            def mixed(index: slice) -> torch.Tensor:
                 context[index] = stages.output_input(stages.attention_input(hidden[index]))
                 return context[index]
 
             work.stage("output", stages, mixed)
 
-            def normed(index: int) -> torch.Tensor:
+            def normed(index: slice) -> torch.Tensor:
                 hidden[index] = stages.after_attention(hidden[index], context[index])
                 return stages.feed_forward_input(hidden[index])
 
             work.stage("feed_forward", stages, normed)
 
-            def gated(index: int) -> torch.Tensor:
+            def gated(index: slice) -> torch.Tensor:
                 product[index] = stages.down_input(stages.feed_forward_input(hidden[index]))
                 return product[index]
 
             work.stage("down", stages, gated)
-            for index in range(self.tokens.count):
+            for index in self.batches():
                 hidden[index] = stages.after_feed_forward(hidden[index], product[index])
             context.close()
             product.close()
@@ -274,7 +274,7 @@ class Walk:
     def _head(self, folder: Path, hidden: Spill) -> None:
         arch, weights = self.reference.arch, self.reference.weights
         norm, inputs = weights["norm"].read().float(), Inputs(arch.hidden_size)
-        for index in range(self.tokens.count):
+        for index in self.batches():
             normed = rms_norm(hidden[index], (arch.hidden_size,), norm, arch.rms_norm_eps)
             self.gather(inputs, normed, HEAD, index)
         self._round_head(folder, inputs)
@@ -292,10 +292,14 @@ class Walk:
 
     # What layers share
 
-    def gather(self, inputs: Inputs, state: torch.Tensor, name: str, index: int) -> None:
-        """Add one sequence's inputs to the statistics, or hold them back for judging."""
+    def batches(self) -> list[slice]:
+        """Sequences that run together."""
+        return self.tokens.batches(self.reference.arch.intermediate_size)
+
+    def gather(self, inputs: Inputs, state: torch.Tensor, name: str, index: slice) -> None:
+        """Add some sequences' inputs to the statistics, or hold them back for judging."""
         weights = self.token_weights(name, index)
-        if index < self.tokens.count - self.tokens.held:
+        if index.start < self.tokens.count - self.tokens.held:
             inputs.add(state, weights)
         else:
             inputs.hold(state, weights)
@@ -309,8 +313,8 @@ class Walk:
         change = f"{100 * error.before:.2f} % → {100 * error.after:.2f} %"
         self.advance(layer, layers + 1, f"{place}: error {change}, {left / 60:.0f} min left")
 
-    def token_weights(self, name: str, index: int) -> torch.Tensor | None:
-        """Weights of a sequence's tokens in the stage `name`; None where all weigh alike."""
+    def token_weights(self, name: str, index: int | slice) -> torch.Tensor | None:
+        """Weights of some sequences' tokens in the stage `name`; None where all weigh alike."""
         if self.fisher is None or self.scheme.quant.token_weights == "none":
             return None
         return self.fisher.tokens[name][index]
@@ -370,11 +374,13 @@ class _LayerWork:
         self.errors: list[LinearError] = []
         self._walk, self._number, self._weights, self._plain = walk, number, weights, plain
 
-    def stage(self, stage: str, stages: LayerStages, state: Callable[[int], torch.Tensor]) -> None:
-        """Gather the stage's inputs, `state(sequence)`, then round what reads them."""
+    def stage(
+        self, stage: str, stages: LayerStages, state: Callable[[slice], torch.Tensor]
+    ) -> None:
+        """Gather the stage's inputs, `state(sequences)`, then round what reads them."""
         walk, name = self._walk, f"layers.{self._number}.{stage}"
         inputs: Inputs | None = None
-        for index in range(walk.tokens.count):
+        for index in walk.batches():
             found = state(index)
             inputs = inputs or Inputs(found.shape[-1])
             walk.gather(inputs, found, name, index)
