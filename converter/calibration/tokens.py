@@ -46,7 +46,7 @@ class CalibrationTokens:
 
 
 def sequence_batches(shape: torch.Size, columns: int, held: int = 0) -> list[slice]:
-    """Sequences of a (sequences, length) tensor to run together where activations have `columns` at most.
+    """Sequences of a (sequences, length) to run together; activations have `columns` at most.
 
     The last `held` sequences are in batches of their own.
     """

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from converter.errors import ConvertError, Problem
+from converter.folder.model_writer import LARGE_BYTES, PAGE_ALIGNMENT
 from converter.model.architecture import Architecture
 from converter.model.decoder import Decoder
 from converter.quantization.mixed import Candidate, choose_formats, format_bytes
@@ -100,7 +101,8 @@ def candidate_formats(matrix: Matrix, quant: QuantConfig) -> list[BlockFormat]:
 class Budget:
     """Bytes that the matrices may take together, and the smallest and largest they can be.
 
-    `fixed` are the bytes of everything else that counts: norms, biases, an embedding of its own.
+    `fixed` are the bytes of everything else that counts: norms, biases, an embedding of its own,
+    and what aligns large tensors in the data file.
     """
 
     matrices: int
@@ -111,7 +113,7 @@ class Budget:
 
 def size_budget(recipe: Recipe, decoder: Decoder) -> Budget:
     """The budget that quant.target_size or quant.bits_per_weight leaves for the matrices."""
-    quant = recipe.quant
+    quant, width = recipe.quant, FLOAT_BYTES[recipe.target.float_type]
     matrices = [m for m in graph_matrices(recipe, decoder) if candidate_formats(m, quant)]
     sizes = [_candidate_sizes(matrix, recipe) for matrix in matrices]
     least, most = sum(map(min, sizes)), sum(map(max, sizes))
@@ -119,6 +121,7 @@ def size_budget(recipe: Recipe, decoder: Decoder) -> Budget:
         count = sum(matrix.rows * matrix.columns for matrix in matrices)
         return Budget(int(quant.bits_per_weight * count / 8), least, most, 0)
     fixed = _fixed_bytes(recipe, decoder, {name for m in matrices for name in m.parts})
+    fixed += sum(max(_alignment(m, form, width) for form in CANDIDATES) for m in matrices)
     return Budget((parse_size(quant.target_size or "") or 0) - fixed, least, most, fixed)
 
 
@@ -179,6 +182,13 @@ def _candidate_sizes(matrix: Matrix, recipe: Recipe) -> list[int]:
         format_bytes(matrix.rows, matrix.columns, form, scale)
         for form in candidate_formats(matrix, recipe.quant)
     ]
+
+
+def _alignment(matrix: Matrix, form: BlockFormat, scale_bytes: int) -> int:
+    """At most so many bytes of the data file align a matrix's tensors for mapping."""
+    blocks = form.blocks(matrix.columns)
+    parts = (form.row_bytes(matrix.columns), scale_bytes * blocks)
+    return sum(PAGE_ALIGNMENT for row in parts if row * matrix.rows >= LARGE_BYTES)
 
 
 def _fixed_bytes(recipe: Recipe, decoder: Decoder, chosen: set[str]) -> int:
