@@ -89,14 +89,14 @@ def write_inputs(model: str, tokenizer: Path | None, work: Path, twin: bool) -> 
         checkpoint = open_local(published)
         arch = read_architecture(checkpoint.config)
         decoder = build_decoder(checkpoint, recipe.layout, arch)
-        tensors = {_llama_name(name): weight for name, weight in decoder.weights.items()}
+        tensors = {llama_name(name): weight for name, weight in decoder.weights.items()}
         config = llama_config(arch).to_dict() | {"architectures": ["LlamaForCausalLM"]}
         write_checkpoint(Checkpoint(config, tensors, {}), llama)
         _write_builder_tokenizer(llama)
     return published, llama
 
 
-def _llama_name(canonical: str) -> str:
+def llama_name(canonical: str) -> str:
     if canonical == "lm_head":
         return "lm_head.weight"
     leaf = canonical.rsplit(".", 1)[-1]
