@@ -43,14 +43,18 @@ def _textbook(
     return result
 
 
+# H is factored in float64 with the lesser damping, in float32 with the default one.
+@pytest.mark.parametrize("damping", [0.01, 0.1])
 @pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("columns", [32, 130, 192])
-def test_equals_the_textbook(columns: int, symmetric: bool, act_order: bool) -> None:
+def test_equals_the_textbook(
+    columns: int, symmetric: bool, act_order: bool, damping: float
+) -> None:
     weight, hessian = _problem(24, columns)
     form = BlockFormat(4, 32, symmetric)
     grid = search_blocks(weight, hessian.diagonal(), form)
-    factor = gptq_factor(hessian, damping=0.01, act_order=act_order)
+    factor = gptq_factor(hessian, damping=damping, act_order=act_order)
     found = gptq_round(weight, grid, form, factor)
     if act_order:
         steps = hessian.diagonal()[factor.order].diff()
@@ -59,7 +63,7 @@ def test_equals_the_textbook(columns: int, symmetric: bool, act_order: bool) -> 
     zeros = torch.full_like(scales, 8)
     if grid.zero_points is not None:
         zeros = grid.zero_points.double().repeat_interleave(32, 1)[:, :columns]
-    expected = _textbook(weight, hessian, scales, zeros, 0.01, factor.order)
+    expected = _textbook(weight, hessian, scales, zeros, damping, factor.order)
     # float32 feedback may tip a value that lies within rounding of the middle of two codes, and
     # such a row then differs from there on.
     codes = found.codes.flatten(1)[:, :columns].double()
@@ -117,6 +121,26 @@ def test_a_singular_hessian_of_few_tokens_is_damped_until_it_factors() -> None:
     inputs = torch.randn(3, 64, generator=torch.Generator().manual_seed(5)) * 1e-12
     factor = gptq_factor(inputs.t() @ inputs, damping=0.0)
     assert bool(torch.isfinite(factor.feedback).all())
+
+
+@pytest.mark.parametrize("damping", [0.01, 0.1])
+@pytest.mark.parametrize("columns", [64, 2048])
+def test_factor_of_inputs_that_are_nearly_one(columns: int, damping: float) -> None:
+    # All inputs follow one of them: the largest eigenvalue is K times the mean, the others are
+    # the damping alone, which is where float32 has the fewest digits left.
+    generator = torch.Generator().manual_seed(6)
+    inputs = torch.randn(4, columns, generator=generator, dtype=torch.float64) * 1e-4
+    inputs += torch.randn(4, 1, generator=generator, dtype=torch.float64)
+    hessian = inputs.t() @ inputs
+    factor = gptq_factor(hessian, damping=damping, act_order=False)
+    mean = hessian.diagonal().mean()
+    damped = hessian + damping * mean * torch.eye(columns, dtype=torch.float64)
+    lower = torch.linalg.cholesky(damped.flip((0, 1)))
+    pivots = lower.diagonal().flip(0)
+    feedback = (lower.flip((0, 1)) / pivots).triu(1)
+    curvature = pivots.square() / damped.diagonal().mean()
+    torch.testing.assert_close(factor.curvature.double(), curvature, rtol=1e-2, atol=0)
+    torch.testing.assert_close(factor.feedback.double(), feedback, rtol=1e-2, atol=1e-4)
 
 
 def test_bad_hessians_are_refused() -> None:
