@@ -1,10 +1,14 @@
 """What the shared cache is worth: one sweep against its jobs one by one, each with an empty cache.
 
 Prints both times (by the clock and of the processor), their ratio, and how many entries of each
-kind were made. Example:
+kind were made. Twelve variants of a checkpoint, as benchmarks/smollm2.py writes one:
 
-    python benchmarks/sweep_cache.py --work /tmp/sweep recipe=demo quant=gptq,awq \
-        quant.block_size=32,64 evaluate=standard
+    python benchmarks/sweep_cache.py --work /tmp/sweep sweep=best_grid \
+        recipe=internlm2_1_8b_cpu_int4 source.path=CHECKPOINT graph.context_length=512 \
+        quant.embedding.block_size=null verify=none
+
+`--singles N` makes only N jobs one by one, evenly spaced over the sweep's, and scales their time
+up; the output then says so. The sweep is always made whole.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from pathlib import Path
 
 from converter.cache import Cache
 from converter.cli.sweep import make_plan
-from converter.sweeps.sweep import read_rows
+from converter.sweeps.sweep import Job, read_rows
 
 CONVERT = [sys.executable, "-m", "converter.cli.main"]
 
@@ -28,34 +32,44 @@ CONVERT = [sys.executable, "-m", "converter.cli.main"]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="a new folder for everything")
+    parser.add_argument("--singles", type=int, help="make only so many jobs one by one, and scale")
     parser.add_argument("words", nargs="+", help="the sweep, as after `convert -m`")
     parsed = parser.parse_args()
     work: Path = parsed.work.resolve()
     work.mkdir(parents=True)
     plan = make_plan(parsed.words)
     keys = set(plan.jobs[0].settings)
-    fixed = [word for word in parsed.words if word.partition("=")[0] not in keys]
+    fixed = [word for word in plan.words if word.partition("=")[0] not in keys]
 
-    single = [0.0, 0.0]
-    for job in plan.jobs:
+    jobs = _spread(plan.jobs, parsed.singles or len(plan.jobs))
+    scale, single = len(plan.jobs) / len(jobs), [0.0, 0.0]
+    for job in jobs:
         swept = [f"{key}={value}" for key, value in job.settings.items()]
         words = [*fixed, *swept, f"output={work / 'single' / job.label}"]
         spent = _timed(words, work / "caches" / job.label)
-        single = [total + part for total, part in zip(single, spent, strict=True)]
+        single = [total + scale * part for total, part in zip(single, spent, strict=True)]
     together = _timed(["-m", *parsed.words, f"output={work / 'sweep'}"], work / "caches" / "shared")
 
     done = sum(row["status"] == "done" for row in read_rows(work / "sweep"))
     print(f"jobs:                       {len(plan.jobs)}, {done} done in the sweep")
+    if scale > 1:
+        print(f"one by one:                 {len(jobs)} jobs measured, times {scale:.2f}")
     for index, what in enumerate(("seconds", "processor seconds")):
         print(f"one by one, empty caches:   {single[index]:.1f} {what}")
         print(f"one sweep, one cache:       {together[index]:.1f} {what}")
         print(f"sweep / one by one:         {together[index] / single[index]:.2f}")
     for name, counts in (
-        ("one by one", _made(work, [job.label for job in plan.jobs])),
+        ("one by one", _made(work, [job.label for job in jobs])),
         ("sweep", _made(work, ["shared"])),
     ):
         print(f"entries made, {name}: " + ", ".join(f"{k} {v}" for k, v in sorted(counts.items())))
     return 0 if done == len(plan.jobs) else 1
+
+
+def _spread(jobs: Sequence[Job], count: int) -> list[Job]:
+    """`count` of the jobs, evenly spaced, at least one and at most all."""
+    count = min(max(1, count), len(jobs))
+    return [jobs[(2 * number + 1) * len(jobs) // (2 * count)] for number in range(count)]
 
 
 def _timed(words: Sequence[str], cache: Path) -> tuple[float, float]:

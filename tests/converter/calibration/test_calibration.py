@@ -19,6 +19,7 @@ from converter.calibration.folds import FOLDS, apply_fold
 from converter.calibration.inputs import Inputs
 from converter.calibration.layer import LayerStages
 from converter.calibration.spill import Spill
+from converter.calibration.tokens import CalibrationTokens
 from converter.errors import ConvertError
 from converter.model.decoder import Decoder
 from converter.model.reference import Reference
@@ -153,6 +154,15 @@ def test_inputs_do_not_depend_on_how_tokens_are_batched() -> None:
     for row in x.split(7):
         many.add(row)
     assert torch.allclose(one.hessian, many.hessian, rtol=1e-5, atol=1e-4)
+
+
+def test_batches_cover_all_sequences_and_keep_the_held_back_apart() -> None:
+    tokens = CalibrationTokens(torch.zeros(13, 512, dtype=torch.int64), held=2)
+    narrow, wide = tokens.batches(1536), tokens.batches(14336)
+    assert wide == [slice(index, index + 1) for index in range(13)]
+    assert [index for part in narrow for index in range(13)[part]] == list(range(13))
+    assert all(part.stop <= 11 or part.start >= 11 for part in narrow)
+    assert max(part.stop - part.start for part in narrow) > 1
 
 
 class Stopped(Exception):

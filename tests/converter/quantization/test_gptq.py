@@ -148,3 +148,20 @@ def test_bad_hessians_are_refused() -> None:
         gptq_factor(torch.ones(2, 3))
     with pytest.raises(ValueError, match="finite"):
         gptq_factor(torch.full((2, 2), torch.nan))
+
+
+@pytest.mark.parametrize("outlier", [1.0, 300.0])
+def test_the_float32_factor_is_that_of_float64(outlier: float) -> None:
+    # Activations of language models have inputs that are hundreds of times as large as others.
+    inputs = torch.randn(2000, 300, generator=torch.Generator().manual_seed(0))
+    inputs[:, 7] *= outlier
+    hessian = inputs.T @ inputs
+    found = gptq_factor(hessian, damping=0.1)
+    damped = hessian.double()
+    damped.diagonal().add_(0.1 * damped.diagonal().mean())
+    backwards = found.order.flip(0)
+    upper = torch.linalg.cholesky(damped[backwards][:, backwards]).flip(0, 1)
+    expected = (upper / upper.diagonal()).triu(1).float()
+    assert (found.feedback - expected).abs().max() <= 1e-3 * expected.abs().max()
+    curvature = upper.diagonal().square() / damped.diagonal().mean()
+    assert torch.allclose(found.curvature[found.order], curvature.float(), rtol=1e-3)
