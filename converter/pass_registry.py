@@ -25,6 +25,7 @@ BUILT_IN = {
     "load": "passes.load:Load",
     "layout": "passes.layout:Layout",
     "graph": "passes.graph:BuildGraph",
+    "formats": "passes.formats:ChooseFormats",
     "quantize": "passes.quantize:Quantize",
     "package": "passes.package:MakePackage",
     "tune": "passes.tune:Tune",

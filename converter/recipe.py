@@ -170,6 +170,11 @@ class TargetConfig:
     """Let the provider record the graph once and replay it."""
     tune: bool = False
     """Try threads, spinning and chunk size on this machine; keep the fastest."""
+    tune_block_sizes: list[int] = field(default_factory=list)
+    """Values of quant.block_size that `tune` may choose from, besides the recipe's own. Every
+    variant takes the room of the result on the disk while it is measured."""
+    tune_head_bits: list[Literal[4, 8]] = field(default_factory=list)
+    """Values of quant.lm_head.bits that `tune` may choose from, besides the recipe's own."""
     provider_options: dict[str, str] = field(default_factory=dict)
     session_options: dict[str, Any] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
@@ -272,10 +277,11 @@ class Recipe:
 
 def impossible_values(recipe: Recipe) -> Iterator[Problem]:
     """Values that are well typed but that nothing can be made of, alone or together."""
-    yield from _block_size_problems(recipe.quant)
+    yield from _block_size_problems(recipe)
     yield from _scheme_problems(recipe.quant)
     yield from _calibration_problems(recipe.calibration)
     yield from target_problems(recipe.target, recipe.quant)
+    yield from _tune_problems(recipe)
     if recipe.graph.context_length is not None and recipe.graph.context_length < 1:
         yield Problem(
             f"graph.context_length={recipe.graph.context_length}.",
@@ -372,16 +378,44 @@ def _calibration_problems(calibration: CalibrationConfig) -> Iterator[Problem]:
         )
 
 
-def _block_size_problems(quant: QuantConfig) -> Iterator[Problem]:
+def _tune_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Formats may be tuned where the recipe has one for all, and the pass that does it."""
+    target, quant, passes = recipe.target, recipe.quant, recipe.passes
+    if not (target.tune and (target.tune_block_sizes or target.tune_head_bits)):
+        return
+    stated = f"target.tune_block_sizes={target.tune_block_sizes}, " + (
+        f"tune_head_bits={target.tune_head_bits}"
+    )
+    remedy = "set target.tune_block_sizes=[] target.tune_head_bits=[]"
+    if quant.mixed:
+        yield Problem(
+            f"{stated} with target_size={quant.target_size}, "
+            f"bits_per_weight={quant.bits_per_weight}.",
+            "formats that either the machine's speed or a budget chooses",
+            remedy,
+        )
+    elif quant.round == "none":
+        yield Problem(f"{stated} with quant.round=none.", "quantized weights to tune", remedy)
+    if passes and ("formats" not in passes or "quantize" in passes[: passes.index("formats")]):
+        yield Problem(
+            f"{stated}, and the passes are {', '.join(passes)}.",
+            "the pass formats before quantize",
+            "put formats between graph and quantize in the recipe's passes",
+        )
+
+
+def _block_size_problems(recipe: Recipe) -> Iterator[Problem]:
+    quant = recipe.quant
     for key, size in (
         ("quant.block_size", quant.block_size),
         ("quant.lm_head.block_size", quant.lm_head.block_size),
         ("quant.embedding.block_size", quant.embedding.block_size),
+        *(("target.tune_block_sizes", size) for size in recipe.target.tune_block_sizes),
     ):
         if size is not None and (size < 16 or size > 256 or size & (size - 1)):
             below = max(16, min(256, 1 << max(size, 1).bit_length() - 1))
             yield Problem(
                 f"{key}={size}.",
                 "a power of two from 16 to 256 (MatMulNBits)",
-                f"set {key}={below}",
+                f"set {key}={below}" if key.startswith("quant") else f"write {below} instead",
             )

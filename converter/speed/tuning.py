@@ -11,8 +11,9 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +28,7 @@ PROMPT_LENGTHS = (16, 512)
 NEW_TOKENS = 32
 ANSWER_TOKENS = 128
 """A trial's score is the seconds of an answer of this length to the longest prompt."""
+ANSWER = f"{ANSWER_TOKENS} tokens after a prompt of {PROMPT_LENGTHS[-1]}"
 ROUNDS = 2
 MARGIN = 0.02
 """A setting that gains less than this share is noise, and the default stays."""
@@ -59,7 +61,7 @@ class Tuned:
             "settings": dict(self.best.settings),
             "seconds": self.best.seconds,
             "seconds_before": self.start.seconds,
-            "answer": f"{ANSWER_TOKENS} tokens after a prompt of {PROMPT_LENGTHS[-1]}",
+            "answer": ANSWER,
             "trials": trials,
         }
 
@@ -92,44 +94,54 @@ def tune(
         advance(number, len(choices), name.rpartition(".")[2])
         tried = [current, *({**current, name: value} for value in values)]
         unique = list({json.dumps(item): item for item in tried}.values())
-        found = _race(folder, unique, prompt_lengths, new_tokens, rounds)
+        copies = [partial(changed_copy, folder, item) for item in unique]
+        seconds = race(copies, prompt_lengths, new_tokens, rounds)
+        found = [Trial(*pair) for pair in zip(unique, seconds, strict=True)]
         trials += found
         start = start or found[0]
-        best = min(found, key=lambda trial: trial.seconds)
-        if best.seconds < (1 - MARGIN) * found[0].seconds:
-            current = best.settings
+        current = fastest(found).settings
     last = next(trial for trial in reversed(trials) if trial.settings == current)
     assert start is not None
     return Tuned(last, start, trials)
 
 
-def _race(
-    folder: Path,
-    settings: Sequence[Settings],
-    prompt_lengths: Sequence[int],
-    new_tokens: int,
-    rounds: int,
-) -> list[Trial]:
-    seconds: list[list[float]] = [[] for _ in settings]
+def fastest(trials: Sequence[Trial]) -> Trial:
+    """The trial of least seconds; the first one, unless another gains more than the noise."""
+    best = min(trials, key=lambda trial: trial.seconds)
+    return best if best.seconds < (1 - MARGIN) * trials[0].seconds else trials[0]
+
+
+def race(
+    folders: Sequence[Callable[[], AbstractContextManager[Path]]],
+    prompt_lengths: Sequence[int] = PROMPT_LENGTHS,
+    new_tokens: int = NEW_TOKENS,
+    rounds: int = ROUNDS,
+) -> list[float]:
+    """Median seconds of an answer from each folder; they take turns, back and forth.
+
+    Raises:
+        ConvertError: a folder does not load or run.
+    """
+    seconds: list[list[float]] = [[] for _ in folders]
     for number in range(rounds):
-        order = list(enumerate(settings))
-        for place, item in order if number % 2 == 0 else reversed(order):
-            with changed_copy(folder, item) as copy:
-                found = run_once(copy, prompt_lengths, new_tokens)
+        order = list(enumerate(folders))
+        for place, opened in order if number % 2 == 0 else reversed(order):
+            with opened() as folder:
+                found = run_once(folder, prompt_lengths, new_tokens)
             first = found["first_token"][str(prompt_lengths[-1])]
             seconds[place].append(first + ANSWER_TOKENS * statistics.median(found["token"]))
-    return [
-        Trial(item, statistics.median(values))
-        for item, values in zip(settings, seconds, strict=True)
-    ]
+    return [statistics.median(values) for values in seconds]
 
 
 @contextmanager
 def changed_copy(folder: Path, settings: Settings) -> Iterator[Path]:
-    """A temporary folder of links to `folder` whose genai_config.json has other settings."""
-    with TemporaryDirectory(dir=folder.parent, prefix=".tune-") as name:
+    """A folder of links to `folder` whose genai_config.json has other settings.
+
+    It lies inside of `folder`, a staging folder, so that it goes with it when the run is killed.
+    """
+    with TemporaryDirectory(dir=folder, prefix=".tune-") as name:
         for path in folder.iterdir():
-            if path.name != CONFIG:
+            if path.is_file() and path.name != CONFIG:
                 os.symlink(path.resolve(), Path(name) / path.name)
         write_settings(folder, settings, Path(name))
         yield Path(name)
