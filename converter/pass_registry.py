@@ -27,6 +27,7 @@ BUILT_IN = {
     "graph": "passes.graph:BuildGraph",
     "formats": "passes.formats:ChooseFormats",
     "quantize": "passes.quantize:Quantize",
+    "kv_cache": "passes.kv_cache:QuantizeCache",
     "package": "passes.package:MakePackage",
     "tune": "passes.tune:Tune",
     "verify": "passes.verify:Verify",

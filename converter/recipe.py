@@ -166,6 +166,8 @@ class TargetConfig:
     A fixed number makes folders that are the same bytes on every machine."""
     chunk_size: int | None = None
     """Longest piece of a prompt that the runtime computes at once; null means the whole prompt."""
+    kv_cache: Literal["float", "int8"] = "float"
+    """Type of the stored keys and values; int8 takes scales from the calibration text."""
     graph_capture: bool = False
     """Let the provider record the graph once and replay it."""
     tune: bool = False

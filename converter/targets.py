@@ -139,6 +139,12 @@ def _runtime_problems(target: TargetConfig) -> Iterator[Problem]:
             "a positive number of tokens, or null for the whole prompt",
             "set target.chunk_size=512",
         )
+    if target.kv_cache == "int8" and target.execution_provider != "cpu":
+        yield Problem(
+            f"target.kv_cache=int8 for the {target.execution_provider} execution provider.",
+            "the cpu target, whose GroupQueryAttention was checked with int8 keys and values",
+            "set target.kv_cache=float",
+        )
     if target.tune and target.execution_provider != "cpu":
         yield Problem(
             f"target.tune=true for the {target.execution_provider} execution provider.",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -98,12 +98,12 @@ class ChooseFormats(Pass[Graph, Graph]):
         """Measure the values of one setting, the recipe's own first."""
         variants = [changed(run.recipe.quant, setting, value) for value in values]
         with TemporaryDirectory(dir=run.staging.folder, prefix=".formats-") as name:
-            folders: list[Callable[[], nullcontext[Path]]] = []
+            folders: list[Callable[[], AbstractContextManager[Path]]] = []
             for value, quant in zip(values, variants, strict=True):
                 run.progress.advance(len(folders), len(values) + 1, f"{setting}={value}")
                 folder = Path(name, str(value))
                 write_variant(artifact, dataclasses.replace(run.recipe, quant=quant), folder)
-                folders.append(partial(nullcontext[Path], folder))
+                folders.append(partial(unchanged, folder))
             run.progress.advance(len(values), len(values) + 1, f"{setting}: measuring")
             seconds = race(folders)
         trials = [
@@ -112,6 +112,11 @@ class ChooseFormats(Pass[Graph, Graph]):
         self._trials += trials
         best = fastest(trials)
         return best, variants[trials.index(best)]
+
+
+def unchanged(folder: Path) -> AbstractContextManager[Path]:
+    """The folder as it is, for `race`."""
+    return nullcontext(folder)
 
 
 def choices(recipe: Recipe) -> dict[str, list[int]]:

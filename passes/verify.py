@@ -124,7 +124,9 @@ def precision(recipe: Recipe) -> str:
     level = recipe.quant.accuracy_level
     level = recipe.target.accuracy_level if level is None else level
     quantized = recipe.quant.round != "none"
-    return "int8_activations" if quantized and level == 4 else recipe.target.float_type
+    if (quantized and level == 4) or recipe.target.kv_cache == "int8":
+        return "int8_activations"
+    return recipe.target.float_type
 
 
 def compare_generation(package: Package, recipe: Recipe) -> Comparison:
@@ -248,7 +250,7 @@ def _feeds(session: Any, ids: Sequence[int]) -> dict[str, Any]:
             }[item.name]
             feeds[item.name] = np.asarray([values], dtype=np.int64)
         else:
-            dtype = np.float16 if item.type == "tensor(float16)" else np.float32
+            dtype = {"tensor(float16)": np.float16, "tensor(int8)": np.int8}.get(item.type)
             heads, size = item.shape[1], item.shape[3]
-            feeds[item.name] = np.zeros((1, heads, 0, size), dtype=dtype)
+            feeds[item.name] = np.zeros((1, heads, 0, size), dtype=dtype or np.float32)
     return feeds
