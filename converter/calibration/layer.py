@@ -84,6 +84,16 @@ class LayerStages:
     def after_feed_forward(self, hidden: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
         return hidden + linear(product, self._down.weight, self._down.bias).float()
 
+    def run(self, hidden: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The inputs of all stages, by `STAGES`, and the layer's result."""
+        normed = self.attention_input(hidden)
+        context = self.output_input(normed)
+        middle = self.after_attention(hidden, context)
+        second = self.feed_forward_input(middle)
+        product = self.down_input(second)
+        states = dict(zip(STAGES, (normed, context, second, product), strict=True))
+        return states, self.after_feed_forward(middle, product)
+
     def down_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient of the down projection's input, from that of the layer's result."""
         weight: torch.Tensor = self._down.weight

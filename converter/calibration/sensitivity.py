@@ -91,16 +91,10 @@ def _layer_inputs(
     """Weighted statistics of the float layer's stages; `hidden` becomes the layer's result."""
     found: dict[str, Inputs] = {}
     for index in batches:
-        before = hidden[index]
-        normed = stages.attention_input(before)
-        context = stages.output_input(normed)
-        middle = stages.after_attention(before, context)
-        second = stages.feed_forward_input(middle)
-        product = stages.down_input(second)
-        for stage, state in zip(STAGES, (normed, context, second, product), strict=True):
+        states, hidden[index] = stages.run(hidden[index])
+        for stage, state in states.items():
             inputs = found.setdefault(stage, Inputs(state.shape[-1]))
             inputs.add(state, fisher.tokens[f"layers.{number}.{stage}"][index])
-        hidden[index] = stages.after_feed_forward(middle, product)
     return found
 
 

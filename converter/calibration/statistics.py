@@ -114,16 +114,9 @@ class FloatStatistics:
         self, stages: LayerStages, number: int, hidden: Spill, found: Mapping[str, Inputs]
     ) -> None:
         for index in self._tokens.batches(self._reference.arch.intermediate_size):
-            before = hidden[index]
-            normed = stages.attention_input(before)
-            context = stages.output_input(normed)
-            middle = stages.after_attention(before, context)
-            second = stages.feed_forward_input(middle)
-            product = stages.down_input(second)
-            states = dict(zip(STAGES, (normed, context, second, product), strict=True))
+            states, hidden[index] = stages.run(hidden[index])
             for stage, inputs in found.items():
                 self._add(inputs, states[stage], f"layers.{number}.{stage}", index)
-            hidden[index] = stages.after_feed_forward(middle, product)
 
     def _head(self, folder: Path, hidden: Spill) -> None:
         arch, inputs = self._reference.arch, Inputs(self._reference.arch.hidden_size)

@@ -178,11 +178,7 @@ class Walk:
                 values = restored(read(0, matrix.rows), layer.forms[matrix.name], columns)
                 self._install(stages, matrix, values)
             for index in self.batches():
-                before = hidden[index]
-                context = stages.output_input(stages.attention_input(before))
-                middle = stages.after_attention(before, context)
-                product = stages.down_input(stages.feed_forward_input(middle))
-                hidden[index] = stages.after_feed_forward(middle, product)
+                _, hidden[index] = stages.run(hidden[index])
 
     # One layer
 
@@ -246,13 +242,8 @@ class Walk:
         with self._stages(number, self.reference.weights) as stages:
             count, length = self.tokens.count - self.tokens.held, self.tokens.ids.shape[1]
             for index in range(0, count, max(1, count * length // FOLD_TOKENS)):
-                before = hidden[index]
-                normed = stages.attention_input(before)
-                context = stages.output_input(normed)
-                middle = stages.after_attention(before, context)
-                second = stages.feed_forward_input(middle)
-                states = (normed, context, second, stages.down_input(second))
-                for stage, state in zip(STAGES, states, strict=True):
+                states, _ = stages.run(hidden[index])
+                for stage, state in states.items():
                     entry = inputs.setdefault(stage, Inputs(state.shape[-1]))
                     entry.add(state, self.token_weights(f"layers.{number}.{stage}", index))
         self._check_inputs(inputs, number)
