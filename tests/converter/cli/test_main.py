@@ -11,28 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-CONVERT = [sys.executable, "-m", "converter.cli.main"]
+from command import CONVERT, TINY
 
 
 def run(*words: str, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*CONVERT, *words], cwd=cwd, capture_output=True, text=True, timeout=300, **kwargs
     )  # type: ignore[call-overload, no-any-return]
-
-
-TINY = [
-    "recipe=internlm2_1_8b_cpu_int4",
-    "source=synthetic",
-    "verify=none",
-    "model.config.hidden_size=64",
-    "model.config.intermediate_size=96",
-    "model.config.num_attention_heads=4",
-    "model.config.num_key_value_heads=2",
-    "model.config.num_hidden_layers=2",
-    "model.config.vocab_size=256",
-    "model.config.max_position_embeddings=128",
-]
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])

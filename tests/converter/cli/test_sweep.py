@@ -7,32 +7,18 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from command import CONVERT, TINY
 
 from converter.cache import Cache
 from converter.cli import sweep
 from converter.errors import ConvertError
 from converter.sweeps import sweep as table
-
-CONVERT = [sys.executable, "-m", "converter.cli.main"]
-TINY = [
-    "recipe=internlm2_1_8b_cpu_int4",
-    "source=synthetic",
-    "verify=none",
-    "model.config.hidden_size=64",
-    "model.config.intermediate_size=96",
-    "model.config.num_attention_heads=4",
-    "model.config.num_key_value_heads=2",
-    "model.config.num_hidden_layers=1",
-    "model.config.vocab_size=256",
-    "model.config.max_position_embeddings=128",
-]
 
 
 def run(words: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
