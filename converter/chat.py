@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConvertError, Problem, raise_if
+from converter.runtime import Runtime, read_configs
 
 RESET_COMMAND = "/new"
 """Typed instead of a message, it forgets the conversation."""
-
-_LONGEST_RUN = 8_000
-_UNBROKEN = re.compile(rb"[^\t-\r 0-9]+")
 
 
 @dataclass(frozen=True)
@@ -55,28 +51,18 @@ class ChatSession:
     def __init__(
         self, folder: Path, system: str | None = None, options: ChatOptions | None = None
     ) -> None:
-        config, tokenizer_config = _read_configs(folder)
-        self.has_template = "chat_template" in tokenizer_config
-        raise_if(_system_problems(folder, system, self.has_template))
-        self.options = options or ChatOptions()
-        self._search = self.options.search(config["context_length"])
-        self._bos = [config["bos_token_id"]] if tokenizer_config.get("add_bos_token") else []
-        self._runtime, self._model = _load_model(folder)
-        self._tokenizer = self._runtime.Tokenizer(self._model)
-        self._stops = frozenset(self._tokenizer.eos_token_ids)
-        self._goes_back = "dml" not in _providers(config)
+        has_template = "chat_template" in read_configs(folder)[1]
+        raise_if(_system_problems(folder, system, has_template))
+        self.options, self._runtime = options or ChatOptions(), Runtime(folder)
+        self.has_template = self._runtime.has_template
+        self._search = self.options.search(self._runtime.context_length)
         self._opening = [] if system is None else [{"role": "system", "content": system}]
         self.reset()
 
     def reset(self) -> None:
         """Forget the conversation; the system prompt stays."""
-        self._generator = self._new_generator()
+        self._generator = self._runtime.generator(self._search)
         self.messages = list(self._opening)
-
-    def _new_generator(self) -> Any:
-        params = self._runtime.GeneratorParams(self._model)
-        params.set_search_options(**self._search)
-        return self._runtime.Generator(self._model, params)
 
     def ask(self, prompt: str) -> Iterator[str]:
         """Yield the answer to `prompt` piece by piece, each valid text.
@@ -96,11 +82,8 @@ class ChatSession:
 
     def _ids(self, messages: list[dict[str, str]], prompt: str) -> list[int]:
         if not self.has_template:
-            _check_runs(prompt)
-            return [*self._bos, *map(int, self._tokenizer.encode(prompt))]
-        text = self._tokenizer.apply_chat_template(json.dumps(messages, ensure_ascii=False))
-        _check_runs(text)
-        return list(map(int, self._tokenizer.encode(text)))
+            return [*self._runtime.bos, *self._runtime.encode(prompt)]
+        return self._runtime.encode(self._runtime.render(messages))
 
     def _feed(self, ids: list[int]) -> None:
         """Bring the generator to `ids`; what it already holds of them is not computed again."""
@@ -126,8 +109,8 @@ class ChatSession:
         held = int(self._generator.token_count())
         if not held:
             return 0
-        if not self._goes_back:
-            self._generator = self._new_generator()
+        if not self._runtime.goes_back:
+            self._generator = self._runtime.generator(self._search)
             return 0
         known = list(map(int, self._generator.get_sequence(0)))
         shared = max(0, min(_common_prefix(known, ids), held - 2, len(ids) - 1))
@@ -135,13 +118,13 @@ class ChatSession:
         return shared
 
     def _generate(self) -> Iterator[str]:
-        stream = self._tokenizer.create_stream()
+        stream = self._runtime.tokenizer.create_stream()
         for _ in range(self.options.max_new_tokens):
             if self._generator.is_done():
                 return
             self._generator.generate_next_token()
             token = int(self._generator.get_next_tokens()[0])
-            if token in self._stops:
+            if token in self._runtime.stops:
                 return
             text = stream.decode(token)
             if text:
@@ -194,49 +177,6 @@ def _print_answer(session: ChatSession, prompt: str) -> None:
     print(flush=True)
 
 
-def _read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    found, problems = [], []
-    for name in ("genai_config.json", "tokenizer_config.json"):
-        try:
-            found.append(json.loads((folder / name).read_text("utf-8")))
-        except (OSError, ValueError) as error:
-            problems.append(
-                Problem(
-                    f"{folder / name} cannot be read: {error}",
-                    "a folder that `convert` wrote",
-                    "Convert the model first: convert recipe=NAME (convert list names them).",
-                )
-            )
-    raise_if(problems)
-    return found[0]["model"], found[1]
-
-
-def _load_model(folder: Path) -> tuple[Any, Any]:
-    """The module onnxruntime_genai and its model of `folder`."""
-    try:
-        import onnxruntime_genai
-
-        return onnxruntime_genai, onnxruntime_genai.Model(str(folder))
-    except ImportError:
-        problem = Problem(
-            "onnxruntime-genai is not installed",
-            "the runtime of the converted model",
-            'Type: pip install "convert-genai[cpu]" (or [cuda]).',
-        )
-    except Exception as error:  # onnxruntime-genai raises bare exceptions of several types
-        problem = Problem(
-            f"onnxruntime-genai cannot load {folder}: {error}",
-            "a folder for a provider that this machine has",
-            "Convert for this machine, for example with target=cpu.",
-        )
-    raise ConvertError(problem)
-
-
-def _providers(config: dict[str, Any]) -> set[str]:
-    session_options = config["decoder"].get("session_options", {})
-    return {name for entry in session_options.get("provider_options", ()) for name in entry}
-
-
 def _system_problems(folder: Path, system: str | None, has_template: bool) -> list[Problem]:
     if system is None or has_template:
         return []
@@ -247,19 +187,6 @@ def _system_problems(folder: Path, system: str | None, has_template: bool) -> li
             "Leave the system prompt out, or convert a chat model.",
         )
     ]
-
-
-def _check_runs(text: str) -> None:
-    """Refuse what ends the process: the runtime matches unbroken text by recursion."""
-    longest = max(map(len, _UNBROKEN.findall(text.encode())), default=0)
-    if longest > _LONGEST_RUN:
-        raise ConvertError(
-            Problem(
-                f"the text has a run of {longest} bytes without a space, digit or line break",
-                f"at most {_LONGEST_RUN}, or onnxruntime-genai's tokenizer overflows its stack",
-                "Break the text into lines.",
-            )
-        )
 
 
 def _common_prefix(left: list[int], right: list[int]) -> int:

@@ -31,6 +31,7 @@ VERBS = {
     "cache": ("converter.cli.cache", "what is kept for later runs: list, clear"),
     "completion": ("converter.cli.completion", "a TAB completion script for bash, zsh or fish"),
     "chat": ("converter.cli.chat", "talk to a converted model"),
+    "sample": ("converter.cli.sample", "let a model write text to calibrate on"),
     "bench": ("converter.cli.bench", "measure how fast finished folders run"),
     "eval": ("converter.cli.evaluate", "compare finished folders with their float model"),
     "olive-config": ("converter.cli.olive_config", "write a recipe as a workflow of Olive"),
