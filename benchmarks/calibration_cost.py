@@ -119,10 +119,9 @@ def arithmetic(config: dict[str, Any], quant: str, tokens: int, speed: dict[str,
 
 def compute() -> str:
     """The type of the model's matrix products that `calibration.compute=auto` takes here."""
-    import torch
+    from converter.calibration.calibrate import fast_bfloat16
 
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bf16" if amx() else "fp32"
+    return "bf16" if fast_bfloat16() else "fp32"
 
 
 def in_process(size: str, quant: str, tokens: int) -> dict[str, Any]:

@@ -101,6 +101,9 @@ class QuantConfig:
     bits: Literal[4, 8] = 4
     block_size: int = 32
     symmetric: bool = True
+    scale_type: Literal["graph", "fp16"] = "graph"
+    """Type in which scales are stored: the graph's, or fp16 in an fp32 graph, which saves half of
+    their room; the runtime widens them once, when it loads the folder."""
     accuracy_level: Literal[0, 1, 2, 3, 4] | None = None
     """MatMulNBits accuracy_level; null takes the target's."""
     pad_last_block: bool = False
@@ -138,7 +141,8 @@ class CalibrationConfig:
     """What a linear is rounded against: the inputs that the rounded layers before it give, or
     those of the float model, which all variants of a sweep share."""
     compute: Literal["auto", "fp32", "bf16"] = "auto"
-    """Type of the matrix products; auto takes bf16 for a 16-bit checkpoint on a CPU with AMX."""
+    """Type of the matrix products; auto takes bf16 for a 16-bit checkpoint on a CPU that is faster
+    in it (AMX, or AMD's AVX-512)."""
 
 
 @dataclass
@@ -275,6 +279,12 @@ class Recipe:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     olive: OliveConfig = field(default_factory=OliveConfig)
+
+    @property
+    def scale_type(self) -> FloatType:
+        """Type in which the scales of quantized matrices are stored."""
+        wide = self.target.float_type == "fp32"
+        return "fp16" if wide and self.quant.scale_type == "fp16" else self.target.float_type
 
 
 def impossible_values(recipe: Recipe) -> Iterator[Problem]:

@@ -25,7 +25,7 @@ from converter.quantization.formats import (
     tied_format,
 )
 from converter.quantization.rtn import BlockFormat
-from converter.recipe import QuantConfig, Recipe, TargetConfig
+from converter.recipe import Recipe
 from converter.weights.quantized import QuantizedMatrix, Rounding
 from converter.weights.weight import CastWeight, Weight, concatenate_rows
 from passes.graph import kernel_problems
@@ -118,7 +118,7 @@ def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | No
         rounding = None
         if calibrated and codes in calibrated.roundings:
             form, rounding = calibrated.forms[codes], calibrated.roundings[codes]
-        made = _replace(artifact.model.graph, node, form, quant, target, shared, rounding)
+        made = _replace(artifact.model.graph, node, form, recipe, shared, rounding)
         shipped |= split_rows(matrix, made.dequantized(), decoder)
         table = made if matrix == "embed_tokens" else table
     return dataclasses.replace(artifact, shipped=shipped)
@@ -184,8 +184,7 @@ def _replace(
     graph: ir.Graph,
     node: ir.Node,
     form: BlockFormat,
-    quant: QuantConfig,
-    target: TargetConfig,
+    recipe: Recipe,
     shared: QuantizedMatrix | None = None,
     rounding: Rounding | None = None,
 ) -> QuantizedMatrix:
@@ -195,23 +194,25 @@ def _replace(
     assert table is not None and isinstance(table.const_value, WeightTensor)
     stored = table.const_value.weight
     source = stored.transpose() if node.op_type == "MatMul" else stored
-    dequantize = not embedding and target.quantized_weights == "DequantizeLinear"
+    dequantize = not embedding and recipe.target.quantized_weights == "DequantizeLinear"
     matrix = shared or QuantizedMatrix(
         _unrounded(source),
         form,
-        FLOAT_TYPES[target.float_type],
+        FLOAT_TYPES[recipe.scale_type],
         rounding,
         flat=embedding or dequantize,
         signed=dequantize,
     )
     label = "lm_head.MatMul.weight" if shared else str(table.name)
+    scales, widen = _scales(graph, label, matrix, table.const_value.dtype)
     if embedding:
-        new = [_gather(node, _parts(graph, label, matrix), form)]
+        new = [_gather(node, _parts(graph, label, matrix, scales), form)]
     elif dequantize:
-        new = _dequantize(graph, node, label, matrix)
+        new = _dequantize(graph, node, label, matrix, scales)
     else:
-        new = [_matmul(node, _parts(graph, label, matrix, blocks=True), matrix, quant, target)]
-    _put(graph, node, new, form)
+        parts = _parts(graph, label, matrix, scales, blocks=True)
+        new = [_matmul(node, parts, matrix, recipe)]
+    _put(graph, node, [*widen, *new], form)
     if not table.uses():
         graph.initializers.pop(str(table.name))
     return matrix
@@ -233,16 +234,32 @@ def _unrounded(weight: Weight) -> Weight:
     return weight.source if isinstance(weight, CastWeight) else weight
 
 
+def _scales(
+    graph: ir.Graph, label: str, matrix: QuantizedMatrix, dtype: ir.DataType
+) -> tuple[ir.Value, list[ir.Node]]:
+    """Scales in the graph's type `dtype`; stored in a narrower one, they are cast.
+
+    onnxruntime computes a cast of an initializer once, when it loads the model.
+    """
+    scales = _initializer(graph, WeightTensor(f"{label}_scales", matrix.part("scales")))
+    if scales.dtype == dtype:
+        return scales, []
+    cast = ir.node("Cast", [scales], {"to": dtype}, name=f"{label}_scales/Cast")
+    cast.outputs[0].name, cast.outputs[0].dtype = f"{cast.name}/output_0", dtype
+    return cast.outputs[0], [cast]
+
+
 def _parts(
-    graph: ir.Graph, label: str, matrix: QuantizedMatrix, blocks: bool = False
+    graph: ir.Graph, label: str, matrix: QuantizedMatrix, scales: ir.Value, blocks: bool = False
 ) -> list[ir.Value]:
-    """Initializers of codes, scales and zero points; codes (N, blocks, bytes) when `blocks`."""
+    """Codes, scales and zero points; codes (N, blocks, bytes) when `blocks`."""
     codes, form = matrix.part("codes"), matrix.form
     rows, columns = matrix.source.shape
     shape = (rows, form.blocks(columns), form.block_size * form.bits // 8) if blocks else None
-    values = [_initializer(graph, WeightTensor(f"{label}_codes", codes, shape=shape))]
-    for name in list(matrix.specs)[1:]:
-        values.append(_initializer(graph, WeightTensor(f"{label}_{name}", matrix.part(name))))
+    values = [_initializer(graph, WeightTensor(f"{label}_codes", codes, shape=shape)), scales]
+    if not form.symmetric:
+        points = WeightTensor(f"{label}_zero_points", matrix.part("zero_points"))
+        values.append(_initializer(graph, points))
     return values
 
 
@@ -268,10 +285,10 @@ def _matmul(
     node: ir.Node,
     parts: list[ir.Value],
     matrix: QuantizedMatrix,
-    quant: QuantConfig,
-    target: TargetConfig,
+    recipe: Recipe,
 ) -> ir.Node:
-    level = target.accuracy_level if quant.accuracy_level is None else quant.accuracy_level
+    stated = recipe.quant.accuracy_level
+    level = recipe.target.accuracy_level if stated is None else stated
     return ir.node(
         "MatMulNBits",
         [node.inputs[0], *parts],
@@ -287,16 +304,12 @@ def _matmul(
 
 
 def _dequantize(
-    graph: ir.Graph, node: ir.Node, label: str, matrix: QuantizedMatrix
+    graph: ir.Graph, node: ir.Node, label: str, matrix: QuantizedMatrix, scales: ir.Value
 ) -> list[ir.Node]:
     """DequantizeLinear → Transpose → MatMul, codes int4 or int8 (N, K): what TensorRT reads."""
     dtype = {4: ir.DataType.INT4, 8: ir.DataType.INT8}[matrix.form.bits]
-    packed, scales = matrix.part("codes"), matrix.part("scales")
-    codes = WeightTensor(f"{label}_codes", packed, dtype, matrix.source.shape)
-    inputs = [
-        _initializer(graph, codes),
-        _initializer(graph, WeightTensor(f"{label}_scales", scales)),
-    ]
+    codes = WeightTensor(f"{label}_codes", matrix.part("codes"), dtype, matrix.source.shape)
+    inputs = [_initializer(graph, codes), scales]
     attributes = {"axis": 1, "block_size": matrix.form.block_size}
     wide = ir.node("DequantizeLinear", inputs, attributes, name=f"{node.name}/DequantizeLinear")
     turned = ir.node("Transpose", wide.outputs, {"perm": [1, 0]}, name=f"{node.name}/Transpose")

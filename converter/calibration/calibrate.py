@@ -84,7 +84,7 @@ def _calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance)
     cache.folder.mkdir(parents=True, exist_ok=True)
     dtype = compute_dtype(recipe.calibration, decoder)
     reference = Reference(decoder.architecture, decoder.weights, dtype)
-    scheme = Scheme(recipe.quant, FLOAT_TYPES[recipe.target.float_type])
+    scheme = Scheme(recipe.quant, FLOAT_TYPES[recipe.scale_type])
     matrices = [m for m in graph_matrices(recipe, decoder) if matrix_format(m.name, recipe.quant)]
     base = {
         "pass": "quantize",
@@ -100,7 +100,7 @@ def _calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance)
         **base,
         "quant": asdict(recipe.quant),
         "matrices": [m.name for m in matrices],
-        "scales": recipe.target.float_type,
+        "scales": recipe.scale_type,
         "inputs": recipe.calibration.inputs,
     }
     if recipe.quant.mixed and fisher is not None:
@@ -140,9 +140,20 @@ def compute_dtype(config: CalibrationConfig, decoder: Decoder) -> torch.dtype:
     if config.compute != "auto":
         return FLOAT_TYPES[config.compute]
     half = decoder.weights["layers.0.q_proj"].dtype in (torch.bfloat16, torch.float16)
-    # Measured without AMX, with AVX-512's bf16 instructions: half the speed of float32.
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return torch.bfloat16 if half and supported() else torch.float32
+    return torch.bfloat16 if half and fast_bfloat16() else torch.float32
+
+
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32.
+
+    Measured: 2.3 times as fast with AVX-512's instructions on AMD's Zen 4, half as fast with those
+    on an Intel processor, where only the tiles of AMX count. An older PyTorch tells of AMX alone.
+    """
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    found = torch.cpu.get_capabilities()
+    amd = str(found.get("cpu_name", "")).startswith("AMD")
+    return bool(found.get("amx_bf16") or (amd and found.get("avx512_bf16")))
 
 
 def _fisher(
@@ -169,7 +180,7 @@ def _shipped_embedding(recipe: Recipe, decoder: Decoder, head: BlockFormat | Non
     table, form = decoder.weights["embed_tokens"], matrix_format("embed_tokens", recipe.quant)
     if form is None or tied_format(recipe.quant, decoder, head):
         return table
-    return QuantizedMatrix(table, form, FLOAT_TYPES[recipe.target.float_type]).dequantized()
+    return QuantizedMatrix(table, form, FLOAT_TYPES[recipe.scale_type]).dequantized()
 
 
 def _collected(

@@ -177,10 +177,18 @@ def graph_bytes_per_token(graph: ir.Graph, context: int, head_size: int) -> int:
     """
     total = context * cache_bytes_per_token(graph, head_size)
     for value in graph.initializers.values():
-        readers = {node.op_type for node, _ in value.uses()} - set(TABLES)
+        used = _widened(value)
+        readers = {node.op_type for node, _ in used.uses()} - set(TABLES)
         if value.const_value is not None and readers - {"GroupQueryAttention", "RotaryEmbedding"}:
-            total += value.const_value.nbytes
+            assert used.dtype is not None
+            total += value.const_value.size * used.dtype.bitwidth // 8
     return total
+
+
+def _widened(value: ir.Value) -> ir.Value:
+    """What the runtime keeps of an initializer: a cast of one is computed when it is loaded."""
+    nodes = [node for node, _ in value.uses()]
+    return nodes[0].outputs[0] if [node.op_type for node in nodes] == ["Cast"] else value
 
 
 def cache_bytes_per_token(graph: ir.Graph, head_size: int) -> int:

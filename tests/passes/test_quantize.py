@@ -125,3 +125,30 @@ def test_padding_makes_it_possible(build: Callable[..., Any], tmp_path: Path) ->
     reference = Reference(graph.decoder.architecture, graph.shipped)
     expected = reference.logits(reference.hidden_states(ids))
     assert torch.allclose(run_graph(graph.model, tmp_path, ids), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("operator", ["MatMulNBits", "DequantizeLinear"])
+def test_fp16_scales_are_widened_by_the_runtime_when_it_loads(
+    build: Callable[..., Any], tmp_path: Path, operator: str
+) -> None:
+    import onnx
+    import onnxruntime
+
+    words = ["quant=rtn", "quant.embedding.block_size=32", "quant.accuracy_level=1"]
+    words += [f"target.quantized_weights={operator}", "quant.scale_type=fp16"]
+    graph = build(*words, until="quantize")
+    scales = [v for n, v in graph.model.graph.initializers.items() if n.endswith("_scales")]
+    assert len(scales) > 10 and {value.dtype.name for value in scales} == {"FLOAT16"}
+
+    ids = torch.arange(7)[None]
+    reference = Reference(graph.decoder.architecture, graph.shipped)
+    expected = reference.logits(reference.hidden_states(ids))
+    assert torch.allclose(run_graph(graph.model, tmp_path, ids), expected, atol=2e-4)
+
+    optimized, options = tmp_path / "optimized.onnx", onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(optimized)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    onnxruntime.InferenceSession(tmp_path / "graph.onnx", options, ["CPUExecutionProvider"])
+    seen = onnx.load(optimized).graph
+    cast = {name for node in seen.node if node.op_type == "Cast" for name in node.input}
+    assert not cast & {tensor.name for tensor in seen.initializer}

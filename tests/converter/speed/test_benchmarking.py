@@ -50,6 +50,16 @@ def test_bytes_per_token_are_the_matrices_the_norms_and_the_cache(folder: Path) 
     assert 0 <= rest < 200  # the constants of the shape computations
 
 
+def test_narrow_scales_count_as_the_runtime_widens_them(
+    folder: Path, make_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    words = ["quant=rtn", "quant.embedding.block_size=32", "quant.scale_type=fp16"]
+    recipe = make_recipe(*words, "target.threads=1")
+    recipe.output = str(tmp_path / "narrow")
+    narrow = run_recipe(recipe, make_passes(PASSES))
+    assert bytes_per_token(narrow, 10) == bytes_per_token(folder, 10)
+
+
 def test_folders_run_in_processes_of_their_own(folder: Path, tmp_path: Path) -> None:
     seen = []
     report = bench([folder], [4, 9], 3, 2, lambda done, total, name: seen.append((done, total)))
