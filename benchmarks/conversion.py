@@ -85,15 +85,25 @@ def write_inputs(model: str, tokenizer: Path | None, work: Path, twin: bool) -> 
         write_checkpoint(checkpoint, published)
         _copy_tokenizer(tokenizer, published)
     if twin and not llama.exists():
-        llama.mkdir()
-        checkpoint = open_local(published)
-        arch = read_architecture(checkpoint.config)
-        decoder = build_decoder(checkpoint, recipe.layout, arch)
-        tensors = {llama_name(name): weight for name, weight in decoder.weights.items()}
-        config = llama_config(arch).to_dict() | {"architectures": ["LlamaForCausalLM"]}
-        write_checkpoint(Checkpoint(config, tensors, {}), llama)
-        _write_builder_tokenizer(llama)
+        write_twin(published, llama)
     return published, llama
+
+
+def write_twin(published: Path, llama: Path) -> None:
+    """The same weights in Llama's form; a tied head once, as the embedding."""
+    layout = compose_recipe(["recipe=internlm2_1_8b_cpu_int4"]).layout
+    checkpoint = open_local(published)
+    arch = read_architecture(checkpoint.config)
+    weights = dict(build_decoder(checkpoint, layout, arch).weights)
+    tied = weights["lm_head"] is weights["embed_tokens"]
+    if tied:
+        del weights["lm_head"]
+    tensors = {llama_name(name): weight for name, weight in weights.items()}
+    config = llama_config(arch).to_dict()
+    config |= {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": tied}
+    llama.mkdir()
+    write_checkpoint(Checkpoint(config, tensors, {}), llama)
+    _write_builder_tokenizer(llama)
 
 
 def llama_name(canonical: str) -> str:

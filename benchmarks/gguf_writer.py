@@ -1,9 +1,10 @@
-"""Write a Llama checkpoint (safetensors, Hugging Face names) as an f16 GGUF file for llama.cpp.
+"""Write a Llama checkpoint (safetensors, Hugging Face names) as a GGUF file for llama.cpp.
 
     python benchmarks/gguf_writer.py LLAMA_FOLDER OUTPUT.gguf
 
-Runs in llama.cpp's environment (gguf, numpy). llama.cpp's "llama" architecture rotates neighbouring
-pairs, so the rows of q and k are reordered from rotate-half to pairs.
+bf16 weights become f16, float32 ones stay. Runs in llama.cpp's environment (gguf, numpy). Its
+"llama" architecture rotates neighbouring pairs, so the rows of q and k are reordered from
+rotate-half to pairs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ NAMES = {
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and float32 values of all tensors."""
+    """Names and values of all tensors, as they will be written."""
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
@@ -43,9 +44,14 @@ def tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
             raw = np.memmap(path, np.uint8, "r", 8 + length + begin, end - begin)
+            if entry["dtype"] == "F32":
+                yield name, raw.view(np.float32).reshape(entry["shape"])
+                continue
             assert entry["dtype"] == "BF16"
-            wide = raw.view(np.uint16).astype(np.uint32) << 16
-            yield name, wide.view(np.float32).reshape(entry["shape"])
+            wide = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+            # llama.cpp keeps norms in float32.
+            dtype = np.float32 if len(entry["shape"]) == 1 else np.float16
+            yield name, wide.reshape(entry["shape"]).astype(dtype)
 
 
 def gguf_name(name: str) -> str:
@@ -74,16 +80,15 @@ def write(folder: Path, output: Path) -> None:
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config.get("rope_theta") or 1e6)
+    rope = config.get("rope_parameters") or config  # where transformers 5 and 4 keep it
+    writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_tokenizer_model("none")
     for name, values in tensors(folder):
         if "q_proj" in name or "k_proj" in name:
             values = pairs(values, heads if "q_proj" in name else kv_heads)
-        # llama.cpp keeps norms in float32.
-        dtype = np.float32 if values.ndim == 1 else np.float16
-        writer.add_tensor(gguf_name(name), np.ascontiguousarray(values.astype(dtype)))
+        writer.add_tensor(gguf_name(name), np.ascontiguousarray(values))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,6 +1,7 @@
 """One measured run of llama.cpp, in the form of converter.speed.benchmark_worker.
 
-    python benchmarks/llama_worker.py quantize F16.gguf Q4_0.gguf
+    python benchmarks/llama_worker.py quantize WIDE.gguf Q4_0.gguf Q4_0
+    python benchmarks/llama_worker.py logits Q4_0.gguf IDS.npy FIRST STOP LOGITS.npy
     python benchmarks/llama_worker.py '{"folder": Q4_0.gguf, "prompt_lengths": […],
                                         "new_tokens": …, "threads": …}'
 
@@ -22,10 +23,10 @@ BATCH = 512
 WARM_UP_TOKENS = 2
 
 
-def quantize(source: str, target: str) -> None:
-    """llama.cpp's own Q4_0: its quantizer decides about embedding and head."""
+def quantize(source: str, target: str, kind: str) -> None:
+    """llama.cpp's own Q4_0, Q4_K_M, …: its quantizer decides about embedding and head."""
     parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     if llama_cpp.llama_model_quantize(source.encode(), target.encode(), parameters):
         raise SystemExit(f"llama.cpp could not quantize {source}")
 
@@ -86,9 +87,25 @@ def best(model: Any) -> int:
     return int(np.ctypeslib.as_array(logits, shape=(model.n_vocab(),)).argmax())
 
 
+def write_logits(folder: str, ids: str, first: str, stop: str, output: str) -> None:
+    """Logits float32 (chunks, stop - first, vocabulary) of int64 (chunks, tokens), each alone."""
+    chunks = np.load(ids)
+    length = chunks.shape[1]
+    model = llama_cpp.Llama(folder, n_ctx=length, n_batch=length, logits_all=True, verbose=False)
+    shape = (len(chunks), int(stop) - int(first), model.n_vocab())
+    found = np.lib.format.open_memmap(output, "w+", np.float32, shape)
+    for row, tokens in zip(found, chunks, strict=True):
+        model.reset()
+        model.eval([int(token) for token in tokens])
+        row[:] = model.scores[int(first) : int(stop)]
+    found.flush()
+
+
 def main() -> None:
     if sys.argv[1] == "quantize":
         quantize(*sys.argv[2:])
+    elif sys.argv[1] == "logits":
+        write_logits(*sys.argv[2:])
     else:
         print(json.dumps(measure(**json.loads(sys.argv[1]))))
 

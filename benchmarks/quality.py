@@ -1,18 +1,26 @@
 """Quality of quantization on a trained model: size against KL divergence from the float model.
 
-    python benchmarks/quality.py CHECKPOINT --text wiki.test.raw --calibration other.txt
+    python benchmarks/smollm2.py CHECKPOINT
+    python benchmarks/quality.py CHECKPOINT --text wiki.test.raw --book BOOK --llama PYTHON
 
-CHECKPOINT is what benchmarks/smollm2.py writes. Each row is a complete conversion and evaluation:
-24 chunks of 512 tokens, second half scored, through onnxruntime at the shipped accuracy level.
-Size is the data file without the rotary caches, the tied embedding once. Rows that are in the
-results file already are not run again, so an interrupted run goes on.
+Each row is a complete conversion, evaluated on 24 chunks of 512 tokens, second half scored, through
+onnxruntime at the shipped accuracy level, and then timed: decoding of 64 tokens after 16, the
+median of a process. The group `budgets` calibrates on 32,768 tokens, which the float model has
+written itself (`convert sample`) or are from the middle of BOOK; the group `schemes` on the 8,192
+of the built-in text that recipes take by default; the group `llama` has llama.cpp's own quantizer
+and kernels on the same weights and chunks (PYTHON is that of an environment with llama-cpp-python,
+gguf and numpy), compared by the same code. Size is the weights as stored: the data file without the
+rotary caches, the GGUF file without its vocabulary; the tied embedding counts once. Rows that are
+in the results file already are not run again, so an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -20,92 +28,246 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from conversion import write_twin
+
+from converter.cache import Cache, cache_folder
+from converter.cli.compose import compose_recipe
+from converter.model.architecture import read_architecture
+from converter.model.decoder import build_decoder
+from converter.quality.folder_evaluation import folder_chunks
+from converter.quality.reference_logits import stored_reference
+from converter.quality.statistics import KLAccumulator
+from converter.sources.local import open_local
+from converter.speed.benchmarking import run_once
+from converter.speed.cores import physical_cores
+
+HERE = Path(__file__).parent
+CONVERT = [sys.executable, "-m", "converter.cli.main"]
+RECIPE = "recipe=internlm2_1_8b_cpu_int4"
 CONTEXT = 512
 CACHE_BYTES = 2 * CONTEXT * 32 * 4
 """cos and sin caches of the 135M model at this context length."""
+EXCERPT = 62_000  # characters of the book, about 14,000 tokens
+OWN_TOKENS, BUDGET_TOKENS = 20_480, 32_768
 SYMMETRIC = {"symmetric": "quant.symmetric=true", "asymmetric": "quant.symmetric=false"}
 SCHEMES = ("rtn", "search", "awq", "gptq", "best")
+BLOCKS = (32, 64, 128)
 BUDGETS = ("86.3MB", "89.9MB", "103.7MB")
+LLAMA = ("Q4_0", "Q4_1", "Q4_K_M", "Q5_0")
+PROMPT, NEW_TOKENS = 16, 64
+SAME_MODEL = 1e-3
+"""Divergence up to which llama.cpp's float32 file is taken for the same model; it keeps keys and
+values in float16."""
 
 
-def rows(groups: Sequence[str]) -> dict[str, list[str]]:
+def rows(arguments: argparse.Namespace) -> dict[str, list[str]]:
     """Name and overrides of each conversion."""
     found: dict[str, list[str]] = {}
-    if "budgets" in groups:
+    if "budgets" in arguments.groups:
+        text = f"calibration.text='{arguments.work / 'texts'}'"
         for budget in BUDGETS:
             words = ["quant=best", f"quant.target_size={budget}"]
+            words += [text, f"calibration.tokens={BUDGET_TOKENS}"]
             found[f"best, at most {budget}"] = words
-    if "schemes" in groups:
-        for scheme in SCHEMES:
-            for block_size in (32, 64):
-                for name, word in SYMMETRIC.items():
-                    words = [f"quant={scheme}", f"quant.block_size={block_size}", word]
-                    words += ["quant.lm_head.bits=8", "quant.embedding.bits=8"]
-                    found[f"{scheme}, block {block_size}, {name}, 8-bit head"] = words
+    if "schemes" in arguments.groups:
+        found |= {
+            f"{scheme}, block {size}, {name}": [
+                *(f"quant={scheme}", f"quant.block_size={size}", word, "quant.pad_last_block=true"),
+                *("quant.lm_head.bits=8", "quant.lm_head.block_size=64", "quant.embedding.bits=8"),
+            ]
+            for scheme in SCHEMES
+            for size in BLOCKS
+            for name, word in SYMMETRIC.items()
+        }
     return found
 
 
-def measure(words: Sequence[str], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Convert and evaluate once."""
-    output = arguments.work / "converted"
+def convert(words: Sequence[str], output: Path, arguments: argparse.Namespace) -> None:
     shutil.rmtree(output, ignore_errors=True)
-    command = [
-        *(sys.executable, "-m", "converter.cli.main", "recipe=internlm2_1_8b_cpu_int4"),
-        f"source.path='{arguments.checkpoint}'",
-        f"output='{output}'",
-        f"graph.context_length={CONTEXT}",
-        *("verify=none", "evaluate=standard", f"evaluate.text='{arguments.text}'"),
-        *(f"calibration.text='{arguments.calibration}'", f"calibration.tokens={arguments.tokens}"),
-        *("quant.embedding.block_size=null", *words),
-    ]
-    start = time.perf_counter()
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise SystemExit(f"{' '.join(words)}:\n{result.stderr[-2000:]}")
+    paths = [f"source.path='{arguments.checkpoint}'", f"output='{output}'"]
+    run([*CONVERT, *paths, "verify=none", *words])
+
+
+def write_texts(arguments: argparse.Namespace) -> None:
+    """Calibration text of the budgets: the model's own, and part of a book."""
+    folder, model = arguments.work / "texts", arguments.work / "float"
+    if folder.exists():
+        return
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    convert(["recipe=internlm2_1_8b_cpu_fp32"], model, arguments)
+    size = ["--tokens", str(OWN_TOKENS), "--length", str(CONTEXT)]
+    run([*CONVERT, "sample", str(model), str(partial / "own.txt"), "--plain", *size])
+    shutil.rmtree(model)
+    book = arguments.book.read_text(encoding="utf-8")
+    excerpt = book[len(book) // 2 :][:EXCERPT]
+    (partial / "book.txt").write_text(excerpt, encoding="utf-8")
+    partial.rename(folder)
+
+
+def measure(words: Sequence[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Convert, evaluate and time once."""
+    output, start = arguments.work / "converted", time.perf_counter()
+    text = [f"evaluate.text='{arguments.text}'", f"graph.context_length={CONTEXT}"]
+    same = "quant.embedding.block_size=null"
+    convert([RECIPE, "evaluate=standard", *text, same, *words], output, arguments)
+    seconds = time.perf_counter() - start
     lock = json.loads((output / "convert.lock.json").read_text())
-    size = (output / "model.onnx.data").stat().st_size - CACHE_BYTES
-    seconds = {"quantize": lock["seconds"].get("quantize"), "all": time.perf_counter() - start}
-    return {"size": size, "evaluate": lock["facts"]["evaluate"], "seconds": seconds}
+    return {
+        "size": (output / "model.onnx.data").stat().st_size - CACHE_BYTES,
+        **{key: lock["facts"]["evaluate"][key] for key in KEPT},
+        "decode": 1 / statistics.median(run_once(output, [PROMPT], NEW_TOKENS)["token"]),
+        "seconds": lock["seconds"].get("quantize", 0) + lock["seconds"]["package"],
+        "all_seconds": seconds,
+    }
+
+
+KEPT = ("mean_kld", "mean_kld_error", "kld_p99", "top1_agreement", "ln_ppl_ratio")
+
+
+def measure_llama(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same of llama.cpp's own quantization to `kind`."""
+    work, worker = arguments.work, [arguments.llama, str(HERE / "llama_worker.py")]
+    wide, path, twin = work / "wide.gguf", work / f"{kind}.gguf", work / "llama"
+    if not wide.exists():
+        write_twin(arguments.checkpoint, twin)
+        run([arguments.llama, str(HERE / "gguf_writer.py"), str(twin), str(wide)])
+        unrounded = llama_divergence(wide, worker, arguments)["mean_kld"]
+        if unrounded > SAME_MODEL:
+            raise SystemExit(f"llama.cpp's float32 model has a divergence of {unrounded:.4f}")
+    start = time.perf_counter()
+    run([*worker, "quantize", str(wide), str(path), kind])
+    seconds = time.perf_counter() - start
+    asked = {"folder": str(path), "prompt_lengths": [PROMPT], "new_tokens": NEW_TOKENS}
+    decode = run([*worker, json.dumps(asked | {"threads": physical_cores()})])
+    return {
+        "size": path.stat().st_size,
+        **llama_divergence(path, worker, arguments),
+        "decode": 1 / statistics.median(json.loads(decode.splitlines()[-1])["token"]),
+        "seconds": seconds,
+    }
+
+
+def llama_divergence(
+    path: Path, worker: Sequence[str], arguments: argparse.Namespace
+) -> dict[str, float]:
+    """llama.cpp's logits on the same chunks, against the same reference."""
+    import torch
+
+    words = [RECIPE, f"source.path='{arguments.checkpoint}'", "evaluate=standard"]
+    recipe = compose_recipe([*words, f"evaluate.text='{arguments.text}'"])
+    checkpoint = open_local(arguments.checkpoint)
+    arch = read_architecture(checkpoint.config)
+    decoder = build_decoder(checkpoint, recipe.layout, arch)
+    tokenizer = arguments.work / "tokenizer"
+    if not tokenizer.exists():
+        convert([RECIPE, "quant=rtn", "quant.embedding.block_size=null"], tokenizer, arguments)
+    chunks = folder_chunks(tokenizer, recipe.evaluate)
+    cache = Cache(cache_folder())
+    reference = stored_reference(decoder, recipe.layout, chunks, cache, lambda *_: None)
+    ids, logits = arguments.work / "ids.npy", arguments.work / "logits.npy"
+    np.save(ids, chunks.input_ids)
+    scored = [str(chunks.scored.start), str(chunks.scored.stop)]
+    run([*worker, "logits", str(path), str(ids), *scored, str(logits)])
+    found, next_tokens = KLAccumulator(), torch.from_numpy(chunks.next_tokens)
+    for number, candidate in enumerate(np.load(logits, mmap_mode="r")):
+        expected = reference.chunk(number)
+        found.add(
+            expected.logits,
+            torch.from_numpy(candidate.copy()),
+            next_tokens[number],
+            reference_top=expected.top,
+            reference_nll=expected.nll,
+        )
+    logits.unlink()
+    result = found.result()
+    values = (
+        *(result.kld.value, result.kld.error, result.kld_percentiles["99%"]),
+        *(result.same_top.value, result.ln_ppl_ratio.value),
+    )
+    return dict(zip(KEPT, values, strict=True))
+
+
+def run(command: Sequence[str]) -> str:
+    """The command's output; what it says of its progress is kept for an error."""
+    environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}:\n{done.stderr[-2000:]}")
+    return done.stdout
 
 
 def table(results: Mapping[str, Any]) -> str:
     """Markdown table of the results."""
     lines = [
-        "| scheme | size | KL divergence | top-1 | perplexity ratio (ln) | seconds to quantize |",
-        "|---|---|---|---|---|---|",
+        "| scheme | size | KL divergence | 99 % of tokens below | top-1 | decode | made in |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, found in results.items():
-        facts = found["evaluate"]
         lines.append(
             f"| {name} | {found['size'] / 1e6:.1f} MB "
-            f"| {facts['mean_kld']:.4f} ± {facts['mean_kld_error']:.4f} "
-            f"| {facts['top1_agreement']:.1%} | {facts['ln_ppl_ratio']:.4f} "
-            f"| {found['seconds']['quantize']:.0f} |"
+            f"| {found['mean_kld']:.4f} ± {found['mean_kld_error']:.4f} | {found['kld_p99']:.2f} "
+            f"| {found['top1_agreement']:.1%} | {found['decode']:.0f} tok/s "
+            f"| {found['seconds']:.0f} s |"
         )
     return "\n".join(lines)
 
 
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Size against divergence, one line a scheme."""
+    from matplotlib.figure import Figure
+
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for name, found in results.items():
+        scheme, *rest = name.split(", ")
+        label = "best, to a size" if rest[:1] and rest[0].startswith("at most") else scheme
+        label = f"llama.cpp {label.removeprefix('llama.cpp ')}" if "llama" in scheme else label
+        groups.setdefault(label, []).append((found["size"] / 1e6, found["mean_kld"]))
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for label, points in groups.items():
+        style = "s" if label.startswith("llama") else "o-" if "to a size" in label else "o"
+        axes.plot(*zip(*sorted(points), strict=True), style, label=label)
+    axes.set(xlabel="weights as stored (MB)", ylabel="mean KL divergence (nats)", yscale="log")
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
-    """Run the rows that are missing and print the table."""
+    """Run the rows that are missing, print the table, draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--text", type=Path, required=True, help="text to evaluate on")
-    parser.add_argument("--calibration", default="builtin", help="text to calibrate on")
-    parser.add_argument("--tokens", type=int, default=8192, help="calibration tokens")
-    parser.add_argument("--groups", nargs="+", default=["budgets", "schemes"])
+    parser.add_argument("--book", type=Path, help="other text, for the budgets' calibration")
+    parser.add_argument("--llama", help="python of llama.cpp's environment")
+    groups = ["budgets", "schemes", "llama"]
+    parser.add_argument("--groups", nargs="+", default=groups, choices=groups)
     parser.add_argument("--work", type=Path, default=Path("quality"))
+    parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
     for key in ("checkpoint", "text", "work"):
         setattr(arguments, key, getattr(arguments, key).resolve())
     arguments.work.mkdir(parents=True, exist_ok=True)
+    if "budgets" in arguments.groups:
+        if arguments.book is None:
+            parser.error("the group budgets needs --book")
+        write_texts(arguments)
+    jobs = {name: (measure, words) for name, words in rows(arguments).items()}
+    if "llama" in arguments.groups and arguments.llama:
+        jobs |= {f"llama.cpp {kind}": (measure_llama, kind) for kind in LLAMA}
     path = arguments.work / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    for name, words in rows(arguments.groups).items():
+    for name, (function, what) in jobs.items():
         if name not in results:
-            results[name] = measure(words, arguments)
+            results[name] = function(what, arguments)
             path.write_text(json.dumps(results, indent=2) + "\n")
-            print(name, results[name]["size"], results[name]["evaluate"]["mean_kld"], flush=True)
+            print(name, results[name], file=sys.stderr, flush=True)
     print(table(results))
+    if arguments.picture:
+        draw(results, arguments.picture)
 
 
 if __name__ == "__main__":

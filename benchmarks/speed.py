@@ -80,7 +80,7 @@ def prepare(work: Path, model: str, llama: str | None, names: Sequence[str]) -> 
         wide = work / "f16.gguf"
         call([llama, str(HERE / "gguf_writer.py"), str(twin), str(wide)])
         target = str(work / f"{slug(LLAMA)}.gguf")
-        call([llama, str(HERE / "llama_worker.py"), "quantize", str(wide), target])
+        call([llama, str(HERE / "llama_worker.py"), "quantize", str(wide), target, "Q4_0"])
         wide.unlink()
     for name, settings in SETTINGS.items():
         if name in names:
