@@ -14,12 +14,12 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from converter.errors import ConvertError, Problem
+from converter.errors import ConvertError, Problem, raise_if
 from converter.staging import LOCK
 
 PLAN = "sweep.json"
@@ -127,7 +127,8 @@ def columns(rows: Iterable[Row]) -> list[str]:
 
 def speed_column(rows: Iterable[Row]) -> str | None:
     """The column that tells how fast a model generates, if any job measured it."""
-    names = [name for name in columns(rows) if _SPEED.search(name)]
+    rows = list(rows)
+    names = [name for name in shown_columns(rows) if _SPEED.search(name)]
     return min(names, key=lambda name: "per_second" not in name) if names else None
 
 
@@ -165,11 +166,22 @@ def pick(rows: Sequence[Row], limits: Sequence[tuple[str, str, float]], by: str)
         ConvertError: no job is within the limits; says how near each limit was met.
     """
     done = [row for row in rows if row["status"] == DONE]
-    within = [row for row in done if is_number(row.get(by)) and _fits(row, limits)]
+    raise_if(_text_problems(done, [by, *(name for name, _, _ in limits)]))
+    within = [row for row in done if is_number(number_at(row, by)) and _fits(row, limits)]
     if not within:
         raise ConvertError(_none_within(done, limits, by))
     sign = -1 if HIGHER_IS_BETTER.search(by) else 1
-    return min(within, key=lambda row: (sign * row[by], row["job"]))
+    return min(within, key=lambda row: sign * (number_at(row, by) or 0.0))
+
+
+def number_at(row: Row, name: str) -> float | None:
+    """The number in a cell; a setting's is text, as it was typed."""
+    value = row.get(name)
+    try:
+        found = float(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
+    return float(found) if is_number(found) else None
 
 
 def write_summary(folder: Path) -> list[Row]:
@@ -242,7 +254,7 @@ def formatted(name: str, value: Any) -> str:
     if value is None:
         return ""
     if name.endswith("_bytes") and is_number(value):
-        return f"{value / 1e6:.2f} MB"
+        return f"{value / 1e6:.2f} MB" if abs(value) >= 1e4 else f"{value:.0f} bytes"
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
@@ -290,17 +302,30 @@ def _fits(row: Row, limits: Iterable[tuple[str, str, float]]) -> bool:
         "<=": lambda value, limit: value <= limit,
         ">=": lambda value, limit: value >= limit,
     }
-    return all(
-        is_number(row.get(name)) and checks[sign](row[name], limit) for name, sign, limit in limits
-    )
+    found = ((number_at(row, name), sign, limit) for name, sign, limit in limits)
+    return all(value is not None and checks[sign](value, limit) for value, sign, limit in found)
+
+
+def _text_problems(done: Sequence[Row], names: Iterable[str]) -> Iterator[Problem]:
+    """Columns that hold words, such as `quant`: they have neither a best nor a limit."""
+    for name in names:
+        texts = [str(row[name]) for row in done if row.get(name) is not None]
+        if texts and all(number_at(row, name) is None for row in done):
+            yield Problem(
+                f"{name} holds no numbers, but {', '.join(dict.fromkeys(texts))}.",
+                "a column of numbers",
+                f"see {SUMMARY}.csv for all columns",
+            )
 
 
 def _none_within(done: Sequence[Row], limits: Sequence[tuple[str, str, float]], by: str) -> Problem:
     met = []
     for name, sign, limit in limits:
-        values = [row[name] for row in done if is_number(row.get(name))]
+        values = [value for row in done if (value := number_at(row, name)) is not None]
         best = (min if sign == "<=" else max)(values, default=None)
-        met.append(f"{name} {sign} {formatted(name, limit)} (best: {formatted(name, best)})")
+        met.append(
+            f"{name} {sign} {formatted(name, limit)} (best: {formatted(name, best) or 'none'})"
+        )
     return Problem(
         f"None of the {len(done)} finished jobs fits.",
         "; ".join(met) or f"a job that measured {by}",
