@@ -1,51 +1,93 @@
 """`convert completion bash|zsh|fish`: TAB for verbs, recipes, slots, their choices and keys.
 
-The scripts ask `convert completion -- WORD …`, which answers with one candidate a line; Hydra's own
-completion would import Hydra and takes longer than a keystroke should.
+The scripts ask `convert completion -- WORD …`, the words up to the cursor, and get one candidate a
+line; the line `/` asks for folders, and no line for files, which the shells know how to quote.
+Hydra's own completion would import Hydra and takes longer than a keystroke should.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from converter.cli.tree import RECIPE, SWEEP, choices, folders
 from converter.errors import ConvertError, Problem
-from converter.recipe import Recipe
+from converter.own_slots import recipe_schema
 
-NAMED = ("show", "check", "diff", "plan")
+NAMED = ("show", "check", "diff")
 """Verbs whose words are recipes' names."""
-FOLDERS = ("chat", "bench", "eval", "explain", "reproduce", "pick", "check")
+TUNED = (*NAMED, "plan", "olive-config", "synth")
+"""Verbs that take key=value as a run does."""
+FOLDERS = ("chat", "bench", "eval", "explain", "reproduce", "pick", "check", "synth")
 """Verbs whose words are folders."""
+FOLDER = "/"
 SCRIPTS = {
     "bash": """_convert() {
-    local IFS=$' \\t\\n' word="${COMP_LINE:0:COMP_POINT}"
-    local -a typed
-    read -ra typed <<< "$word"
-    word="${word##* }"
-    IFS=$'\\n'
-    COMPREPLY=($(convert completion -- "${typed[1]}" "$word" 2>/dev/null))
-    local prefix="${word%"${word##*[=:]}"}"
-    COMPREPLY=("${COMPREPLY[@]#"$prefix"}")
-    [[ ${COMPREPLY[0]} == *[=/] ]] && compopt -o nospace
+    local -a typed=("")
+    local index piece line
+    # Readline cuts at = and :, so the pieces are put together again; $2 ends at the cursor.
+    for ((index = 1; index <= COMP_CWORD; index++)); do
+        piece="${COMP_WORDS[index]}"
+        ((index == COMP_CWORD)) && [[ $piece != [=:] ]] && piece="$2"
+        if [[ $piece == [=:]* || ${COMP_WORDS[index - 1]} == *[=:] ]]; then
+            typed[${#typed[@]} - 1]+="$piece"
+        else
+            typed+=("$piece")
+        fi
+    done
+    local word="${typed[${#typed[@]} - 1]}"
+    COMPREPLY=()
+    while IFS= read -r line; do
+        if [[ $line == / ]]; then
+            compopt -o plusdirs -o filenames 2>/dev/null
+        else
+            COMPREPLY+=("${line#"${word%"$2"}"}")
+        fi
+    done < <("${1/#\\~/$HOME}" completion -- "${typed[@]:1}" 2>/dev/null)
+    [[ ${COMPREPLY[0]} == *[=.] ]] && compopt -o nospace 2>/dev/null
 }
 complete -o default -F _convert convert
 """,
     "zsh": """#compdef convert
 _convert() {
-    local -a found
-    found=(${(f)"$(convert completion -- "${words[2]}" "${words[CURRENT]}" 2>/dev/null)"})
-    compadd -S '' -- $found || _files
+    local word="${(Q)PREFIX}"
+    local -a found open
+    found=(${(f)"$(${~words[1]} completion -- "${(@Q)words[2,CURRENT-1]}" "$word" 2>/dev/null)"})
+    compset -P '*='
+    if (( ! $#found )); then
+        _files
+    elif [[ $found[-1] == / ]]; then
+        found=(${found:#/})
+        (( $#found )) && compadd -a found
+        _files -/
+    else
+        compset -P '*,'
+        found=(${found#${word%${word##*[=,]}}})
+        open=(${(M)found:#*[=.]})
+        found=(${found:#*[=.]})
+        compadd -S '' -a open
+        compadd -a found
+    fi
 }
-compdef _convert convert
+# Sourced, it registers itself; as a file of fpath it is the function's body.
+if [[ $funcstack[1] == _convert ]]; then _convert "$@"; else compdef _convert convert; fi
 """,
-    "fish": """function __convert_complete
+    "fish": """function __convert_asked
     set -l words (commandline -opc)
-    convert completion -- "$words[2]" (commandline -ct) 2>/dev/null
+    set -l word (commandline -ct)
+    set -l command (string replace -r '^~' ~ -- $words[1])
+    set -g __convert_found ($command completion -- $words[2..-1] "$word" 2>/dev/null)
 end
-complete -c convert -a '(__convert_complete)'
+function __convert_found
+    # A switch is fish's own matter, and a folder is asked for by /.
+    string match -v -r -- '^(-.*|/)$' $__convert_found
+    contains / $__convert_found; and __fish_complete_directories (commandline -ct) ''
+end
+# Files are fish's own, where nothing was found: they follow key= and quotes too.
+complete -c convert -n '__convert_asked; set -q __convert_found[1]' -f -a '(__convert_found)'
+complete -c convert -n __fish_is_first_arg -s m -l multirun -d 'a sweep over all combinations'
 """,
 }
 INSTALL = {
@@ -53,80 +95,104 @@ INSTALL = {
     "zsh": 'eval "$(convert completion zsh)"    # in ~/.zshrc, after compinit',
     "fish": "convert completion fish > ~/.config/fish/completions/convert.fish",
 }
+ACTIONS = {
+    "cache": ("list", "clear"),
+    "completion": tuple(SCRIPTS),
+    "list": ("passes",),
+    "repo": ("add", "list", "update", "remove", "init"),
+}
+"""Verb to the words that it knows."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print a script, or the candidates that a script asks for."""
     if arguments[:1] == ["--"]:
-        verb, word = [*arguments[1:], "", ""][:2]
-        print("\n".join(candidates(verb, word)))
+        print("".join(f"{name}\n" for name in candidates(arguments[1:])), end="")
         return 0
     if len(arguments) != 1 or arguments[0] not in SCRIPTS:
         shells = ", ".join(SCRIPTS)
         raise ConvertError(Problem("No shell is named.", f"one of {shells}", INSTALL["bash"]))
-    print(f"# {INSTALL[arguments[0]]}\n{SCRIPTS[arguments[0]]}", end="")
+    # The hint comes last: in a file of zsh's fpath the first line is #compdef.
+    print(f"{SCRIPTS[arguments[0]]}# {INSTALL[arguments[0]]}")
     return 0
 
 
-def candidates(verb: str, word: str) -> list[str]:
-    """What `word` can become behind `verb` (the command's first word, perhaps `word` itself)."""
+def candidates(words: Sequence[str]) -> list[str]:
+    """What the last of the words can become; they follow the command and end at the cursor."""
+    *before, word = words or [""]
     key, equal, value = word.partition("=")
     if equal:
-        return [f"{key}={name}" for name in _values(key) if name.startswith(value)]
-    return sorted({name for name in _words(verb, word) if name.startswith(word)})
+        return list(_assigned(key, value, swept=before[:1] in _sweep_verbs()))
+    found = sorted({name for name in _words(before, word) if name.startswith(word)})
+    return found + [FOLDER] * (before[:1] in [[verb] for verb in FOLDERS])
 
 
-def _words(verb: str, word: str) -> Iterator[str]:
+def _assigned(key: str, value: str, swept: bool) -> Iterator[str]:
+    """`key=value` for each value that fits; a sweep's are a list."""
+    listed, comma, last = value.rpartition(",") if swept else ("", "", value)
+    for name in _values(key):
+        if name.startswith(last) and name not in listed.split(","):
+            yield f"{key}={listed}{comma}{name}"
+
+
+def _sweep_verbs() -> list[list[str]]:
+    from converter.cli.main import SWEEPS
+
+    return [[name] for name in SWEEPS]
+
+
+def _words(before: Sequence[str], word: str) -> Iterator[str]:
     from converter.cli.main import SWEEPS, VERBS
 
-    if verb == word:
-        yield from VERBS
-        yield from SWEEPS[:1]
+    if not before:
+        yield from (*VERBS, *SWEEPS)
+    verb = before[0] if before else ""
+    yield from ACTIONS.get(verb, ()) if len(before) == 1 else ()
+    if verb in NAMED or before[-1:] == ["--from"]:
+        yield from choices(RECIPE)
     if verb in SWEEPS:
         yield f"{SWEEP}="
-    if verb in NAMED:
-        yield from choices(RECIPE)
-    if verb in FOLDERS:
-        yield from _folders(word)
+    if verb not in VERBS or verb in TUNED:
+        yield from (f"{name}=" for name in folders() if name != SWEEP)
+        yield from _keys(word)
+
+
+def _keys(word: str) -> Iterator[str]:
+    """The recipe's keys one level below what is typed: `quant.` gives `quant.bits=`.
+
+    What has keys of its own ends with a dot; at the top only once something is typed, or else TAB
+    on nothing would list every slot twice.
+    """
+    *above, _ = word.split(".")
+    schema = _type_of(".".join(above)) if above else recipe_schema()
+    if not dataclasses.is_dataclass(schema):
         return
-    if verb in VERBS and verb not in (*NAMED, "synth"):
-        return
-    yield from (f"{name}=" for name in folders() if name != SWEEP)
-    yield from (f"{name}=" for name in _keys(word))
-
-
-def _keys(word: str) -> list[str]:
-    """The recipe's keys one level below what is typed: `quant.` gives `quant.bits`."""
-    from converter.schema import schema_paths
-
-    depth = word.count(".")
-    return [path for path in schema_paths() if path.count(".") == depth and path not in folders()]
+    for item in dataclasses.fields(schema):
+        path = ".".join([*above, item.name])
+        inner = dataclasses.is_dataclass(_type_of(path))
+        if word or not inner:
+            yield f"{path}." if inner else f"{path}="
 
 
 def _values(key: str) -> list[str]:
+    """What a slot or a key may be set to, where that is a list; a type's `None` is `null`."""
     if key in folders():
         return choices(key)
     kind = _type_of(key)
+    options = (kind, *typing.get_args(kind))
     found = [
-        choice
-        for option in (kind, *typing.get_args(kind))
+        str(choice)
+        for option in options
         if typing.get_origin(option) is typing.Literal
         for choice in typing.get_args(option)
     ]
-    return [str(value) for value in found] or (["true", "false"] if kind is bool else [])
+    found += ["true", "false"] if bool in options else []
+    return [*found, "null"] if found and type(None) in options else found
 
 
 def _type_of(key: str) -> Any:
     """The declared type of a dotted key; None for one that does not exist."""
-    kind: Any = Recipe
+    kind: Any = recipe_schema()
     for part in key.split("."):
-        kind = typing.get_type_hints(kind).get(part) if isinstance(kind, type) else None
+        kind = typing.get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
     return kind
-
-
-def _folders(word: str) -> Iterator[str]:
-    base = Path(word).parent if word and not word.endswith("/") else Path(word or ".")
-    try:
-        yield from (f"{path}/" for path in base.iterdir() if path.is_dir() and path.name[0] != ".")
-    except OSError:
-        return

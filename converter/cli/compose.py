@@ -157,11 +157,15 @@ def parse_word(word: str) -> Any:
 
 
 def _override_problems(item: Any, tree: Tree, sweep: bool) -> Iterator[Problem]:
+    from hydra.core.override_parser.types import Glob
+
     if isinstance(item, Problem):
         yield item
         return
     key = item.key_or_group
-    if item.is_delete():
+    if isinstance(item._value, Glob):
+        yield Problem(f"{item.input_line!r} is a pattern.", "names", f"write {key}=a,b,c")
+    elif item.is_delete():
         yield Problem(
             f"{item.input_line!r} removes a key.",
             "every key of a recipe present",

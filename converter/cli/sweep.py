@@ -164,11 +164,15 @@ def sweep_words(name: str, tree: Tree) -> list[str]:
                 "correct the file",
             )
         )
-    words = [f"recipe={tree.qualified('recipe', str(values['recipe']), home)}"]
-    words = words if "recipe" in values else []
-    for key, value in {**fixed, **grid}.items():
-        listed = value if isinstance(value, list) else [value]
-        words.append(f"{key}={','.join(tree.qualified(key, _text(item), home) for item in listed)}")
+    words = []
+    if "recipe" in values:
+        words.append(f"recipe={tree.qualified('recipe', str(values['recipe']), home)}")
+    # A list that is set is one value; in the grid it is the values to go through.
+    listed = {key: [value] for key, value in fixed.items()}
+    listed |= {k: value if isinstance(value, list) else [value] for k, value in grid.items()}
+    for key, values_of in listed.items():
+        texts = (tree.qualified(key, _text(item), home) for item in values_of)
+        words.append(f"{key}={','.join(texts)}")
     return words
 
 
@@ -235,8 +239,16 @@ def _start(folder: Path, plan: Plan) -> None:
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Keep a second command out of the folder; a killed one lets go of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".held").open("a") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        raise_if(_foreign_problems(folder))
+        held = (folder / ".held").open("a")
+    except OSError as error:
+        found = f"{folder} cannot be used: {error.strerror or error}."
+        raise ConvertError(
+            Problem(found, "a folder that can be written", "choose another output=FOLDER")
+        ) from error
+    with held as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -246,6 +258,17 @@ def _held(folder: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks: jobs are published by renames all the same
         yield
+
+
+def _foreign_problems(folder: Path) -> Iterator[Problem]:
+    """Other files where a sweep would begin; a killed one leaves names with a dot at most."""
+    others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    if others and sweep.PLAN not in others:
+        yield Problem(
+            f"{folder} holds other files, such as {min(others)}.",
+            "a new or empty folder, or that of the same sweep to go on",
+            "choose another output=FOLDER",
+        )
 
 
 def _report(folder: Path, rows: Sequence[sweep.Row]) -> int:
@@ -269,6 +292,9 @@ def _count_problems(swept: Sequence[Any]) -> Iterator[Problem]:
             "a sweep over at least one key",
             "convert -m recipe=NAME quant.block_size=32,64, or sweep=NAME",
         )
+    keys = [item.key_or_group for item in swept]
+    for key in {key for key in keys if keys.count(key) > 1}:
+        yield Problem(f"{key} is swept twice.", "one word for a key", f"write {key}=a,b,c once")
     count = 1
     for item in swept:
         count *= len(_texts(item))

@@ -1,4 +1,4 @@
-"""The picture of a sweep as SVG, and the page around it.
+"""The picture of a sweep as SVG.
 
 Written by hand rather than drawn by matplotlib: it appears after every job, so it has to cost
 nothing, and each point is a link to its folder.
@@ -10,75 +10,47 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from converter.sweeps.sweep import DONE, SIZE, Row, formatted, front_marks, pareto_front
+from converter.sweeps.sweep import SIZE, Row, formatted, is_number, pareto_front
+from converter.sweeps.titles import number_of, scaled, title_of
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 380, 78, 24, 40, 58
-_TITLES = {SIZE: "size, MB", "evaluate.mean_kld": "mean KL divergence, nats per token"}
+Place = tuple[float, float]
+Box = tuple[float, float, float, float]
+_LETTER = 7.5
+"""Pixels that a digit takes at most."""
+_BESIDE = (
+    (8, -6, "start"),
+    (8, 15, "start"),
+    (-8, -6, "end"),
+    (-8, 15, "end"),
+    (0, -10, "middle"),
+    (0, 20, "middle"),
+    (10, 4, "start"),
+    (-10, 4, "end"),
+)
+"""Places of a label around its point, the first being the usual one."""
+MANY = 60
+"""With more points than this, only those on the front carry a number: the others would cover it."""
 _STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #333 } .title { font-size: 14px; font-weight: 600 }
 .grid { stroke: #ddd } .axis { stroke: #666 } .front { stroke: #D55E00; fill: none;
 stroke-width: 1.5; stroke-dasharray: 5 3 } .point { fill: #0072B2; fill-opacity: .55 }
-.best { fill: #D55E00; fill-opacity: 1 } a:hover circle { stroke: #000; stroke-width: 2 }
+.best { fill: #D55E00; fill-opacity: 1 }
+.hint { fill: #777 } a:hover circle { stroke: #000; stroke-width: 2 }
 """.replace("\n", " ")
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width">
-<style>
-body {{ font: 15px system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto }}
-th, td {{ padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left; }}
-td {{ white-space: nowrap }} .error {{ white-space: normal; min-width: 24rem; color: #a00 }}
-tr.best {{ background: #fff3ea }} svg {{ max-width: 100%; height: auto }}
-</style></head><body>
-<h1>{title}</h1>
-<p>{count} of {total} jobs done. Points carry the job's number. Orange: no
-other job is better in both directions at once.</p>
-{picture}
-<table><thead><tr>{head}</tr></thead>
-<tbody>
-{body}
-</tbody></table>
-<p>All measured columns: <a href="summary.csv">summary.csv</a>.
-Choose one: <code>convert pick {title} --max-size 1GB --max-kld 0.1</code></p>
-</body></html>
-"""
 
 
 def draw(rows: Sequence[Row], panels: Sequence[tuple[str, str]]) -> str:
     """An SVG with one scatter plot per (x, y) pair of columns, side by side."""
     parts = [_panel(rows, x, y, index * WIDTH) for index, (x, y) in enumerate(panels)]
     width = WIDTH * len(panels)
+    drawn = any(_measured(row, x, y) for row in rows for x, y in panels)
+    height = HEIGHT if drawn else 90
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" '
-        f'height="{HEIGHT}"><style>{_STYLE}</style>\n'
-        f'<rect width="{width}" height="{HEIGHT}" fill="#fff"/>\n' + "\n".join(parts) + "\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}"><style>{_STYLE}</style>\n'
+        f'<rect width="{width}" height="{height}" fill="#fff"/>\n' + "\n".join(parts) + "\n</svg>\n"
     )
-
-
-def page(title: str, rows: Sequence[Row], names: Sequence[str], picture: str) -> str:
-    """The HTML page: picture and table, every job linked to its folder and recipe."""
-    marks = front_marks(rows, [(SIZE, "evaluate.mean_kld")])
-    body = "\n".join(_table_row(row, names, row["job"] in marks) for row in rows)
-    return _PAGE.format(
-        title=escape(title),
-        count=sum(row["status"] == DONE for row in rows),
-        total=len(rows),
-        picture=picture,
-        head="".join(f"<th>{escape(name)}</th>" for name in [*names, "recipe"]),
-        body=body,
-    )
-
-
-def _table_row(row: Row, names: Sequence[str], best: bool) -> str:
-    cells = []
-    for name in names:
-        text = escape(formatted(name, row.get(name)))
-        if name == "job" and row["status"] == DONE:
-            text = f'<a href="{text}/">{text}</a>'
-        cells.append(f'<td class="error">{text}</td>' if name == "error" else f"<td>{text}</td>")
-    done = row["status"] == DONE
-    link = f'<a href="{escape(row["job"])}/recipe.yaml">recipe.yaml</a>' if done else ""
-    return f"<tr{' class=best' if best else ''}>{''.join(cells)}<td>{link}</td></tr>"
 
 
 def _panel(rows: Sequence[Row], x: str, y: str, offset: int) -> str:
@@ -89,17 +61,25 @@ def _panel(rows: Sequence[Row], x: str, y: str, offset: int) -> str:
     lines.append(f'<text class="title" x="{LEFT}" y="22">{name} against quality</text>')
     if not points:
         lines.append(
-            f'<text x="{LEFT}" y="{HEIGHT / 2}">No job has measured {escape(y)} yet: '
-            "sweep with evaluate=standard.</text></g>"
+            f'<text x="{LEFT}" y="52">No job has measured it yet.</text><text x="{LEFT}" y="70">'
+            "To measure it: evaluate=standard, benchmark=standard</text></g>"
         )
         return "\n".join(lines)
+    hint = f"best is lower {'left' if x == SIZE else 'right'}"
+    lines.append(f'<text class="hint" x="{WIDTH - RIGHT}" y="22" text-anchor="end">{hint}</text>')
     across = _Axis([_scaled(row, x) for row in points], LEFT, WIDTH - RIGHT)
     up = _Axis([row[y] for row in points], HEIGHT - BOTTOM, TOP)
     lines += [*_grid(across, up), *_titles(x, y)]
     path = " ".join(f"{across(_scaled(row, x)):.1f},{up(row[y]):.1f}" for row in front)
     lines.append(f'<polyline class="front" points="{path}"/>')
     best = {row["job"] for row in front}
-    lines += [_point(row, x, y, across, up, row["job"] in best) for row in points]
+    places = [(across(_scaled(row, x)), up(row[y])) for row in points]
+    named = [len(points) <= MANY or row["job"] in best for row in points]
+    labels = _labels(
+        places, [number_of(row) if name else "" for row, name in zip(points, named, strict=True)]
+    )
+    for row, place, label in zip(points, places, labels, strict=True):
+        lines.append(_point(row, x, y, place, label, row["job"] in best))
     return "\n".join([*lines, "</g>"])
 
 
@@ -145,31 +125,59 @@ def _grid(across: _Axis, up: _Axis) -> list[str]:
 
 def _titles(x: str, y: str) -> list[str]:
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    across = _TITLES.get(x, x.replace(".", ": ").replace("_", " "))
     return [
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 14}" text-anchor="middle">'
-        f"{escape(across)}</text>",
+        f"{escape(title_of(x))}</text>",
         f'<text transform="translate(16 {middle}) rotate(-90)" text-anchor="middle">'
-        f"{escape(_TITLES.get(y, y))}</text>",
+        f"{escape(title_of(y))}</text>",
     ]
 
 
-def _point(row: Row, x: str, y: str, across: _Axis, up: _Axis, best: bool) -> str:
-    place_x, place_y = across(_scaled(row, x)), up(row[y])
-    # The job's number: whole labels would cover each other; the table has the rest.
-    number = escape(row["job"].partition("-")[0])
-    label = f'<text x="{place_x + 8:.1f}" y="{place_y - 6:.1f}">{number}</text>'
+def _point(row: Row, x: str, y: str, place: Place, label: str, best: bool) -> str:
     tip = f"{row['job']}: {formatted(x, row[x])}, {formatted(y, row[y])}"
     return (
         f'<a href="{escape(row["job"])}/recipe.yaml"><title>{escape(tip)}</title>'
-        f'<circle class="point{" best" if best else ""}" cx="{place_x:.1f}" cy="{place_y:.1f}" '
+        f'<circle class="point{" best" if best else ""}" cx="{place[0]:.1f}" cy="{place[1]:.1f}" '
         f'r="{6 if best else 5}"/>{label}</a>'
     )
 
 
+def _labels(places: Sequence[Place], texts: Sequence[str]) -> list[str]:
+    """The texts beside their points, each where it covers least of what is there already."""
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
+    labels = []
+    for (x, y), text in zip(places, texts, strict=True):
+        boxes = [_box(x + dx, y + dy, anchor, text) for dx, dy, anchor in _BESIDE]
+        costs = [_outside(box) + sum(_overlap(box, other) for other in taken) for box in boxes]
+        at = costs.index(min(costs))
+        if text:
+            taken.append(boxes[at])
+        dx, dy, anchor = _BESIDE[at]
+        spot = f'x="{x + dx:.1f}" y="{y + dy:.1f}" text-anchor="{anchor}"'
+        labels.append(f"<text {spot}>{escape(text)}</text>" if text else "")
+    return labels
+
+
+def _box(x: float, y: float, anchor: str, text: str) -> Box:
+    width = _LETTER * len(text)
+    left = x - width * {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor]
+    return left, y - 11, left + width, y + 2
+
+
+def _overlap(a: Box, b: Box) -> float:
+    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return wide * high if wide > 0 and high > 0 else 0.0
+
+
+def _outside(box: Box) -> float:
+    """How much of a box lies outside of the axes, where ticks and titles are."""
+    inside = _overlap(box, (LEFT, TOP, WIDTH, HEIGHT - BOTTOM))
+    return 10 * ((box[2] - box[0]) * (box[3] - box[1]) - inside)
+
+
 def _scaled(row: Row, name: str) -> float:
-    return float(row[name]) / 1e6 if name == SIZE else float(row[name])
+    return scaled(name, float(row[name]))
 
 
 def _measured(row: Row, x: str, y: str) -> bool:
-    return isinstance(row.get(x), (int, float)) and isinstance(row.get(y), (int, float))
+    return is_number(row.get(x)) and is_number(row.get(y))

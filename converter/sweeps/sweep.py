@@ -11,14 +11,15 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from converter.errors import ConvertError, Problem
+from converter.errors import ConvertError, Problem, raise_if
 from converter.staging import LOCK
 
 PLAN = "sweep.json"
@@ -26,11 +27,15 @@ FAILURES = "failures"
 SUMMARY = "summary"
 QUALITY = "evaluate.mean_kld"
 SIZE = "size_bytes"
+RECIPE_FILE = "recipe.yaml"
+"""Not a part of the size: `gptq` is one letter longer than `rtn`, and no model is larger for it."""
 DONE, FAILED, MISSING = "done", "failed", "missing"
 HIGHER_IS_BETTER = re.compile(r"per_second|agreement|same_top|tok_s")
 _SPEED = re.compile(r"decode.*per_second|decode_tok_s|decode")
 _HIDDEN = re.compile(
     r"^quantize\.|_error$|kld_p|kld_max|ln_ppl|\.tokens$|\.chunks$|\.text$|^evaluate\.seconds$"
+    r"|\.low$|\.high$|_reference$|^verify\.compared$|load_seconds|^benchmark\.(bandwidth|threads|"
+    r"rounds|new_tokens|folder_bytes|bytes_per_token)"
 )
 """Columns that the CSV has and the shorter tables leave out."""
 Row = dict[str, Any]
@@ -122,13 +127,14 @@ def columns(rows: Iterable[Row]) -> list[str]:
 
 def speed_column(rows: Iterable[Row]) -> str | None:
     """The column that tells how fast a model generates, if any job measured it."""
-    names = [name for name in columns(rows) if _SPEED.search(name)]
+    rows = list(rows)
+    names = [name for name in shown_columns(rows) if _SPEED.search(name)]
     return min(names, key=lambda name: "per_second" not in name) if names else None
 
 
 def pareto_front(rows: Iterable[Row], x: str, y: str) -> list[Row]:
     """The rows that no other beats in one of the two columns without losing in the other."""
-    points = [row for row in rows if _is_number(row.get(x)) and _is_number(row.get(y))]
+    points = [row for row in rows if is_number(row.get(x)) and is_number(row.get(y))]
     front = [row for row in points if not any(_beats(other, row, x, y) for other in points)]
     return sorted(front, key=lambda row: row[x])
 
@@ -160,18 +166,31 @@ def pick(rows: Sequence[Row], limits: Sequence[tuple[str, str, float]], by: str)
         ConvertError: no job is within the limits; says how near each limit was met.
     """
     done = [row for row in rows if row["status"] == DONE]
-    within = [row for row in done if _is_number(row.get(by)) and _fits(row, limits)]
+    raise_if(_text_problems(done, [by, *(name for name, _, _ in limits)]))
+    within = [row for row in done if is_number(number_at(row, by)) and _fits(row, limits)]
     if not within:
         raise ConvertError(_none_within(done, limits, by))
     sign = -1 if HIGHER_IS_BETTER.search(by) else 1
-    return min(within, key=lambda row: (sign * row[by], row["job"]))
+    return min(within, key=lambda row: sign * (number_at(row, by) or 0.0))
+
+
+def number_at(row: Row, name: str) -> float | None:
+    """The number in a cell; a setting's is text, as it was typed."""
+    value = row.get(name)
+    try:
+        found = float(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
+    return float(found) if is_number(found) else None
 
 
 def write_summary(folder: Path) -> list[Row]:
     """Write summary.csv, .md, .svg and .html from what the folder holds now; each in one step."""
-    from converter.sweeps.picture import draw, page
+    from converter.sweeps.page import page
+    from converter.sweeps.picture import draw
 
-    rows = read_rows(folder)
+    plan = read_plan(folder)
+    rows = [_row(folder, job) for job in plan.jobs]
     panels = [(SIZE, QUALITY)]
     speed = speed_column(rows)
     if speed:
@@ -179,8 +198,9 @@ def write_summary(folder: Path) -> list[Row]:
     picture = draw(rows, panels)
     _write(folder / f"{SUMMARY}.csv", table_csv(rows))
     _write(folder / f"{SUMMARY}.svg", picture)
-    _write(folder / f"{SUMMARY}.md", table_markdown(folder.name, rows, panels))
-    _write(folder / f"{SUMMARY}.html", page(folder.name, rows, shown_columns(rows), picture))
+    _write(folder / f"{SUMMARY}.md", table_markdown(folder.name, plan, rows, panels))
+    marks = front_marks(rows, panels)
+    _write(folder / f"{SUMMARY}.html", page(folder.name, plan, rows, picture, marks))
     return rows
 
 
@@ -193,9 +213,11 @@ def table_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def table_markdown(title: str, rows: Sequence[Row], panels: Sequence[tuple[str, str]]) -> str:
-    """The short table; stars mark the jobs on the front of size (and of speed) and quality."""
-    names = shown_columns(rows)
+def table_markdown(
+    title: str, plan: Plan, rows: Sequence[Row], panels: Sequence[tuple[str, str]]
+) -> str:
+    """The short table; its last column says which fronts, of size and of speed, a job is on."""
+    names = shown_columns(rows, {key for job in plan.jobs for key in job.settings})
     marks = front_marks(rows, panels)
     lines = [
         f"# {title}",
@@ -212,9 +234,9 @@ def table_markdown(title: str, rows: Sequence[Row], panels: Sequence[tuple[str, 
     return "\n".join(lines)
 
 
-def shown_columns(rows: Sequence[Row]) -> list[str]:
-    """The columns of the shorter tables: numbers that vary or matter, without error bars."""
-    return [name for name in columns(rows) if not _HIDDEN.search(name)]
+def shown_columns(rows: Sequence[Row], settings: Collection[str] = ()) -> list[str]:
+    """The columns of the shorter tables: what was swept and what matters, without error bars."""
+    return [name for name in columns(rows) if name in settings or not _HIDDEN.search(name)]
 
 
 def front_marks(rows: Sequence[Row], panels: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -228,11 +250,11 @@ def front_marks(rows: Sequence[Row], panels: Sequence[tuple[str, str]]) -> dict[
 
 
 def formatted(name: str, value: Any) -> str:
-    """A value as the tables show it; bytes in MB."""
+    """A value as texts show it; bytes in MB."""
     if value is None:
         return ""
-    if name == SIZE:
-        return f"{value / 1e6:.2f} MB"
+    if name.endswith("_bytes") and is_number(value):
+        return f"{value / 1e6:.2f} MB" if abs(value) >= 1e4 else f"{value:.0f} bytes"
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
@@ -241,7 +263,9 @@ def _row(folder: Path, job: Job) -> Row:
     lock = _read_json(folder / job.label / LOCK)
     if lock:
         row["status"] = DONE
-        row[SIZE] = sum(entry["size"] for entry in lock.get("files", {}).values())
+        row[SIZE] = sum(
+            entry["size"] for name, entry in lock.get("files", {}).items() if name != RECIPE_FILE
+        )
         row |= dict(flat(lock.get("facts", {})))
         row["seconds"] = round(sum(lock.get("seconds", {}).values()), 3)
         return row
@@ -268,7 +292,7 @@ def _beats(other: Row, row: Row, x: str, y: str) -> bool:
 
 def _cost(row: Row, name: str) -> float:
     value: Any = row.get(name)
-    if not _is_number(value):
+    if not is_number(value):
         return float("inf")
     return -float(value) if HIGHER_IS_BETTER.search(name) else float(value)
 
@@ -278,17 +302,30 @@ def _fits(row: Row, limits: Iterable[tuple[str, str, float]]) -> bool:
         "<=": lambda value, limit: value <= limit,
         ">=": lambda value, limit: value >= limit,
     }
-    return all(
-        _is_number(row.get(name)) and checks[sign](row[name], limit) for name, sign, limit in limits
-    )
+    found = ((number_at(row, name), sign, limit) for name, sign, limit in limits)
+    return all(value is not None and checks[sign](value, limit) for value, sign, limit in found)
+
+
+def _text_problems(done: Sequence[Row], names: Iterable[str]) -> Iterator[Problem]:
+    """Columns that hold words, such as `quant`: they have neither a best nor a limit."""
+    for name in names:
+        texts = [str(row[name]) for row in done if row.get(name) is not None]
+        if texts and all(number_at(row, name) is None for row in done):
+            yield Problem(
+                f"{name} holds no numbers, but {', '.join(dict.fromkeys(texts))}.",
+                "a column of numbers",
+                f"see {SUMMARY}.csv for all columns",
+            )
 
 
 def _none_within(done: Sequence[Row], limits: Sequence[tuple[str, str, float]], by: str) -> Problem:
     met = []
     for name, sign, limit in limits:
-        values = [row[name] for row in done if _is_number(row.get(name))]
+        values = [value for row in done if (value := number_at(row, name)) is not None]
         best = (min if sign == "<=" else max)(values, default=None)
-        met.append(f"{name} {sign} {formatted(name, limit)} (best: {formatted(name, best)})")
+        met.append(
+            f"{name} {sign} {formatted(name, limit)} (best: {formatted(name, best) or 'none'})"
+        )
     return Problem(
         f"None of the {len(done)} finished jobs fits.",
         "; ".join(met) or f"a job that measured {by}",
@@ -296,8 +333,9 @@ def _none_within(done: Sequence[Row], limits: Sequence[tuple[str, str, float]], 
     )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a cell can be compared and drawn: no text, no truth value, finite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _equal(column: str, name: str) -> bool:

@@ -17,6 +17,7 @@ from command import CONVERT, TINY
 
 from converter.cache import Cache
 from converter.cli import sweep
+from converter.cli.tree import Layer, Piece
 from converter.errors import ConvertError
 from converter.sweeps import sweep as table
 
@@ -59,6 +60,8 @@ def test_failing_job_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
         (["quant.bits=4,8", "hydra/launcher=slurm"], "submitit_slurm"),
         (["quant.bits=4,8", "hydra.sweep.dir=/tmp/x"], "hydra.sweep.dir"),
         (["quant.bits=4,8", "quant.block_size=range(16,2000)"], "at most 1000"),
+        (["quant.bits=4,8", "quant.bits=8,4"], "swept twice"),
+        (["quant=glob(rtn*)"], "is a pattern"),
     ],
 )
 def test_rejected_sweep_leaves_nothing(
@@ -68,6 +71,31 @@ def test_rejected_sweep_leaves_nothing(
     with pytest.raises(ConvertError, match=part):
         sweep.main([*TINY, *words])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_output_that_is_no_place_for_a_sweep_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConvertError, match="cannot be used"):
+        sweep.main([*TINY, "quant.block_size=32,16", f"output={tmp_path / 'file'}"])
+    with pytest.raises(ConvertError, match="holds other files, such as file"):
+        sweep.main([*TINY, "quant.block_size=32,16", f"output={tmp_path}"])
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_list_that_a_sweep_sets_is_one_value() -> None:
+    class Stub:
+        def piece(self, *_: str) -> Piece:
+            values = {
+                "set": {"benchmark.prompt_lengths": [16, 128]},
+                "grid": {"quant.bits": [4, 8]},
+            }
+            return Piece([Layer("", values)])
+
+        def qualified(self, folder: str, name: str, home: str) -> str:
+            return name
+
+    words = sweep.sweep_words("x", Stub())  # type: ignore[arg-type]
+    assert words == ["benchmark.prompt_lengths=[16, 128]", "quant.bits=4,8"]
 
 
 def test_every_combination_is_composed_before_the_first_job() -> None:

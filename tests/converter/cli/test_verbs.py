@@ -1,20 +1,19 @@
-"""The verbs around a recipe: list, show, diff, check, new, completion, explain, reproduce."""
+"""The verbs around a recipe: list, show, diff, check, new, explain, reproduce."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from converter.cli import completion, show
+from converter.cli import show
 from converter.cli.compose import compose_recipe, compose_values
 from converter.cli.listing import parameters
-from converter.cli.main import VERBS, main
-from converter.cli.tree import built_in, folders
+from converter.cli.main import main
+from converter.cli.tree import built_in
 
 LIGHT = ("torch", "hydra", "onnx_ir", "transformers", "numpy", "pydantic", "omegaconf")
 
@@ -39,7 +38,10 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return error
 
 
-@pytest.mark.parametrize("words", [["list"], ["completion", "--", "", "recipe="], []])
+@pytest.mark.parametrize(
+    "words",
+    [["list"], ["completion", "--", "recipe="], ["completion", "--", "quant.r"], []],
+)
 def test_what_must_feel_instant_imports_nothing_heavy(words: list[str]) -> None:
     code = (
         f"import sys; from converter.cli.main import main; main({words!r});"
@@ -139,48 +141,6 @@ def test_check_reports_every_problem_with_its_recipe(capsys: pytest.CaptureFixtu
 def test_hydras_own_options_are_closed(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not an option" in refused(capsys, option, "recipe=demo")
     assert main(["recipe=demo", option]) == 1
-
-
-def test_completion_candidates() -> None:
-    assert set(completion.candidates("", "")) >= {*VERBS, "-m", "recipe="}
-    assert completion.candidates("sho", "sho") == ["show"]
-    assert "demo" in completion.candidates("show", "de")
-    assert completion.candidates("recipe=dem", "recipe=dem")[0] == "recipe=demo"
-    assert completion.candidates("recipe=demo", "quant.round=rt") == ["quant.round=rtn"]
-    assert "quant.block_size=" in completion.candidates("recipe=demo", "quant.b")
-    assert completion.candidates("recipe=demo", "verify.enabled=t") == ["verify.enabled=true"]
-    assert all(
-        f"{name}=" in completion.candidates("x=", "") for name in folders() if name != "sweep"
-    )
-    Path("models").mkdir()
-    assert completion.candidates("chat", "mo") == ["models/"]
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts_parse(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    script = said(capsys, "completion", shell)
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
-    checked = subprocess.run([shell, "-n"], input=script, text=True, capture_output=True)
-    assert checked.returncode == 0, checked.stderr
-
-
-def test_bash_completes_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if shutil.which("bash") is None:
-        pytest.skip("bash is not installed")
-    (tmp_path / "convert").write_text(
-        f'#!/bin/sh\nexec "{sys.executable}" -m converter.cli.main "$@"\n'
-    )
-    (tmp_path / "convert").chmod(0o755)
-    (tmp_path / "script").write_text(said(capsys, "completion", "bash"))
-    asked = 'COMP_LINE="convert target=c" COMP_POINT=16; _convert 2>/dev/null; echo ${COMPREPLY[@]}'
-    result = subprocess.run(
-        ["bash", "-c", f'PATH="{tmp_path}:$PATH"; source script; {asked}'],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert result.stdout.split() == ["cpu", "cuda"]
 
 
 @pytest.fixture
