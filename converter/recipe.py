@@ -286,6 +286,12 @@ class Recipe:
         wide = self.target.float_type == "fp32"
         return "fp16" if wide and self.quant.scale_type == "fp16" else self.target.float_type
 
+    @property
+    def accuracy_level(self) -> int:
+        """MatMulNBits' accuracy_level: the scheme's own, or the target's."""
+        own = self.quant.accuracy_level
+        return self.target.accuracy_level if own is None else own
+
 
 def impossible_values(recipe: Recipe) -> Iterator[Problem]:
     """Values that are well typed but that nothing can be made of, alone or together."""

@@ -287,15 +287,13 @@ def _matmul(
     matrix: QuantizedMatrix,
     recipe: Recipe,
 ) -> ir.Node:
-    stated = recipe.quant.accuracy_level
-    level = recipe.target.accuracy_level if stated is None else stated
     return ir.node(
         "MatMulNBits",
         [node.inputs[0], *parts],
         {
             "K": matrix.source.shape[1],
             "N": matrix.source.shape[0],
-            "accuracy_level": level,
+            "accuracy_level": recipe.accuracy_level,
             "bits": matrix.form.bits,
             "block_size": matrix.form.block_size,
         },

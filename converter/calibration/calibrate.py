@@ -38,6 +38,9 @@ from converter.weights.weight import Weight
 CODE_VERSION = 6
 """Counted up when the same weights, tokens and recipe would give other codes."""
 
+INT8_ACTIVATIONS = 4
+"""MatMulNBits' accuracy_level at which its kernels round activations to int8."""
+
 Advance = Callable[[int, int, str], None]
 
 
@@ -105,10 +108,13 @@ def _calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance)
     }
     if recipe.quant.mixed and fisher is not None:
         any_size = {**asdict(recipe.quant), "target_size": None, "bits_per_weight": None}
-        key = {**scheme_key, "quant": any_size, "entry": "losses"}
+        rounds = recipe.accuracy_level == INT8_ACTIVATIONS
+        key = {**scheme_key, "quant": any_size, "entry": "losses", "int8 activations": rounds}
 
         def make(folder: Path) -> None:
-            measure_losses(folder, reference, matrices, scheme, tokens, fisher, cache, advance)
+            measure_losses(
+                folder, reference, matrices, scheme, tokens, fisher, cache, advance, rounds
+            )
 
         losses = read_losses(cache.get_or_make(key, make))
         forms = choose_mixed(recipe, decoder, losses)

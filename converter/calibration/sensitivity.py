@@ -4,13 +4,17 @@ One walk over the float layers. The loss of a rounded matrix is half the square 
 errors in the Fisher information, Kronecker-factored (see `converter.calibration.fisher`): each
 row's error in the weighted H, times that output's mean squared gradient. Errors are measured on a
 sample of rows, rounded by the recipe's own scheme without the refinement.
+
+At accuracy level 4 the runtime rounds activations too, to int8 in the matrix's own blocks, so that
+a block size has an error of its own, whatever the bits. It is taken as noise that is independent
+from input to input.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,21 +22,63 @@ from torch.nn.functional import rms_norm
 
 from converter.cache import Cache
 from converter.calibration.fisher import HEAD, Fisher
-from converter.calibration.inputs import Inputs, restored
+from converter.calibration.inputs import Inputs, restored, weighted
 from converter.calibration.layer import STAGES, LayerStages
 from converter.calibration.parallel import on_cores
 from converter.calibration.rounding import Scheme, round_sample
 from converter.calibration.spill import Spill
 from converter.calibration.tokens import CalibrationTokens
 from converter.model.reference import Reference
-from converter.quantization.formats import Matrix, candidate_formats
+from converter.quantization.formats import CANDIDATES, Matrix, candidate_formats
 from converter.quantization.rtn import BlockFormat
 from converter.weights.weight import concatenate_rows
 
 SAMPLE_ROWS = 128
 FILE = "losses.json"
+NOISE_BATCHES = 4
+"""The rounding of activations is measured on one batch in so many."""
 
 Advance = Callable[[int, int, str], None]
+
+
+@dataclass
+class Stage:
+    """What is gathered of the inputs that some linears share.
+
+    Attributes:
+        inputs: their weighted H.
+        noise: by block size, the weighted mean square of each input's rounding to int8, float32
+            (columns,), per token; empty where the runtime does not round activations.
+    """
+
+    inputs: Inputs
+    noise: dict[int, torch.Tensor] = field(default_factory=dict)
+    _measured: int = 0
+
+    def add(self, state: torch.Tensor, weights: torch.Tensor, sizes: Sequence[int]) -> None:
+        """Add inputs (…, columns), each token with its weight; `sizes` are blocks to round in."""
+        self.inputs.add(state, weights)
+        if not sizes:
+            return
+        before, tokens = self._measured, weights.numel()
+        self._measured += tokens
+        for size in sizes:
+            mean = activation_noise(weighted(state, weights), size)
+            old = self.noise.get(size, torch.zeros_like(mean))
+            self.noise[size] = (old * before + mean * tokens) / self._measured
+
+
+def activation_noise(inputs: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Mean square of the rounding to int8 of float32 (tokens, columns), (columns,).
+
+    As MLAS does at accuracy level 4: in blocks along the columns, by the largest magnitude / 127.
+    """
+    tokens, columns = inputs.shape
+    padded = torch.nn.functional.pad(inputs, (0, -columns % block_size))
+    blocks = padded.view(tokens, -1, block_size)
+    scales = blocks.abs().amax(-1, keepdim=True).div_(127).clamp_(min=1e-30)
+    rounded = (blocks / scales).round_().mul_(scales)
+    return rounded.sub_(blocks).square_().mean(0).flatten()[:columns]
 
 
 def measure_losses(
@@ -44,8 +90,13 @@ def measure_losses(
     fisher: Fisher,
     cache: Cache,
     advance: Advance,
+    rounds_activations: bool = False,
 ) -> None:
-    """Write the loss of every candidate format of every matrix to `folder`."""
+    """Write the loss of every candidate format of every matrix to `folder`.
+
+    `rounds_activations` says whether the folder's kernels do, to int8.
+    """
+    sizes = sorted({form.block_size for form in CANDIDATES}) if rounds_activations else []
     arch, losses = reference.arch, dict[str, list[float]]()
     count, length = tokens.ids.shape
     hidden = Spill(cache.folder, count, (1, length, arch.hidden_size))
@@ -58,16 +109,16 @@ def measure_losses(
             with reference.layer(number) as module:
                 stages = LayerStages(reference, module, number)
                 batches = tokens.batches(arch.intermediate_size)
-                inputs = _layer_inputs(stages, number, hidden, fisher, batches)
+                found = _layer_stages(stages, number, hidden, fisher, batches, sizes)
             for matrix in matrices:
                 stage = _stage(matrix, number)
                 if stage is not None:
                     losses[matrix.name] = _losses(
-                        reference, matrix, inputs[stage], scheme, fisher, hidden
+                        reference, matrix, found[stage], scheme, fisher, hidden
                     )
         last = [m for m in matrices if m.name == HEAD and candidate_formats(m, scheme.quant)]
         for matrix in last:
-            head = _head_inputs(reference, hidden, fisher)
+            head = _head_stage(reference, hidden, fisher, sizes)
             losses[HEAD] = _losses(reference, matrix, head, scheme, fisher, hidden)
     (folder / FILE).write_text(json.dumps(losses), encoding="utf-8")
 
@@ -85,32 +136,38 @@ def _stage(matrix: Matrix, number: int) -> str | None:
     return next(stage for stage, parts in STAGES.items() if kind in parts)
 
 
-def _layer_inputs(
-    stages: LayerStages, number: int, hidden: Spill, fisher: Fisher, batches: Sequence[slice]
-) -> dict[str, Inputs]:
-    """Weighted statistics of the float layer's stages; `hidden` becomes the layer's result."""
-    found: dict[str, Inputs] = {}
-    for index in batches:
+def _layer_stages(
+    stages: LayerStages,
+    number: int,
+    hidden: Spill,
+    fisher: Fisher,
+    batches: Sequence[slice],
+    sizes: Sequence[int],
+) -> dict[str, Stage]:
+    """Statistics of the float layer's stages; `hidden` becomes the layer's result."""
+    found: dict[str, Stage] = {}
+    for place, index in enumerate(batches):
         states, hidden[index] = stages.run(hidden[index])
-        for stage, state in states.items():
-            inputs = found.setdefault(stage, Inputs(state.shape[-1]))
-            inputs.add(state, fisher.tokens[f"layers.{number}.{stage}"][index])
+        for name, state in states.items():
+            stage = found.setdefault(name, Stage(Inputs(state.shape[-1])))
+            weights = fisher.tokens[f"layers.{number}.{name}"][index]
+            stage.add(state, weights, () if place % NOISE_BATCHES else sizes)
     return found
 
 
-def _head_inputs(reference: Reference, hidden: Spill, fisher: Fisher) -> Inputs:
-    arch, inputs = reference.arch, Inputs(reference.arch.hidden_size)
+def _head_stage(reference: Reference, hidden: Spill, fisher: Fisher, sizes: Sequence[int]) -> Stage:
+    arch, stage = reference.arch, Stage(Inputs(reference.arch.hidden_size))
     norm = reference.weights["norm"].read().float()
     for index in range(hidden.count):
         normed = rms_norm(hidden[index], (arch.hidden_size,), norm, arch.rms_norm_eps)
-        inputs.add(normed, fisher.tokens[HEAD][index])
-    return inputs
+        stage.add(normed, fisher.tokens[HEAD][index], () if index % NOISE_BATCHES else sizes)
+    return stage
 
 
 def _losses(
     reference: Reference,
     matrix: Matrix,
-    inputs: Inputs,
+    stage: Stage,
     scheme: Scheme,
     fisher: Fisher,
     hidden: Spill,
@@ -123,10 +180,11 @@ def _losses(
     tokens = hidden.count * hidden.shape[1]
     scheme = replace(scheme, quant=replace(scheme.quant, refine=False))
     if scheme.quant.round == "gptq":
-        inputs.factor()  # on all cores, before each has work of its own
+        stage.inputs.factor()  # on all cores, before each has work of its own
 
     def loss(form: BlockFormat) -> float:
-        return _loss(sample, form, inputs, scheme, gradients) * matrix.rows / count / tokens
+        weights = _loss(sample, form, stage.inputs, scheme, gradients) / tokens
+        return (weights + _noise_loss(sample, form, stage.noise, gradients)) * matrix.rows / count
 
     return on_cores(loss, candidate_formats(matrix, scheme.quant))
 
@@ -141,4 +199,17 @@ def _loss(
     codes = round_sample(sample, form, inputs, scheme)
     change = sample - restored(codes, form, sample.shape[1])
     errors = ((change @ inputs.hessian) * change).sum(1)
+    return 0.5 * float((errors * gradients).sum(dtype=torch.float64))
+
+
+def _noise_loss(
+    sample: torch.Tensor,
+    form: BlockFormat,
+    noise: Mapping[int, torch.Tensor],
+    gradients: torch.Tensor,
+) -> float:
+    """Loss per token of rounding the activations in the format's blocks."""
+    if form.block_size not in noise:
+        return 0.0
+    errors = sample.square() @ noise[form.block_size]
     return 0.5 * float((errors * gradients).sum(dtype=torch.float64))
