@@ -40,6 +40,7 @@ BUILDER, LLAMA = "genai builder int4", "llama.cpp Q4_0"
 OURS = {
     "int4 block 32": ["quant=rtn"],
     "int4 block 128": ["quant=rtn_block128"],
+    "int4 block 256": ["quant=rtn", "quant.block_size=256"],
 }
 VARIANTS = {
     "block 128, all tokens' logits": ["quant=rtn_block128", "graph.last_token_logits=false"],
@@ -49,6 +50,7 @@ VARIANTS = {
     "block 128, asymmetric": ["quant=rtn_block128", "quant.symmetric=false"],
     "block 128, fp32 activations": ["quant=rtn_block128", "quant.accuracy_level=1"],
     "block 64": ["quant=rtn", "quant.block_size=64"],
+    "block 32, fp16 scales": ["quant=rtn", "quant.scale_type=fp16"],
 }
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "block 128, threads left to the runtime": {THREADS: None},

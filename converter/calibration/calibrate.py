@@ -35,7 +35,7 @@ from converter.recipe import CalibrationConfig, Recipe
 from converter.weights.quantized import QuantizedMatrix, Rounding
 from converter.weights.weight import Weight
 
-CODE_VERSION = 6
+CODE_VERSION = 7
 """Counted up when the same weights, tokens and recipe would give other codes."""
 
 INT8_ACTIVATIONS = 4
