@@ -167,14 +167,18 @@ class KLAccumulator:
         Raises `ConvertError` for NaN or infinity in the logits, ValueError for unequal shapes.
         """
         self._check_shapes(reference, candidate, next_tokens)
+        # One array a chunk, made before the tiles: small ones in between would each pin a tile's
+        # temporaries in the allocator's heap (measured: 0.2 GB a chunk of 255 × 92544).
+        found = np.empty((4, reference.shape[0]))
         for rows in _tiles(*reference.shape):
             part = _score(reference[rows], candidate[rows], next_tokens[rows])
             if reference_top is not None:
                 part[3] = candidate[rows].argmax(-1) == reference_top[rows]
             if reference_nll is not None:
                 part[2] = reference_nll[rows].double()
-            self._parts.append(self._checked(part.numpy()))
+            found[:, rows] = self._checked(part.numpy())
             self._count += part.shape[1]
+        self._parts.append(found)
 
     def values(self) -> TokenValues:
         """What was gathered so far."""
