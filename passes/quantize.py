@@ -93,7 +93,11 @@ class Quantize(Pass[Graph, Graph]):
         return quantized_graph(artifact, run.recipe)
 
     def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
-        return None if recipe.quant.calibrated else 0  # package computes the codes
+        if not recipe.quant.calibrated:
+            return 0  # package computes the codes
+        from converter.calibration.memory import calibration_memory
+
+        return calibration_memory(recipe, graph.decoder)
 
     def ensures(self, given: Graph, run: Run) -> Iterable[Problem]:
         return kernel_problems(given.model, run.recipe.target)

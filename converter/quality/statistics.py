@@ -30,7 +30,7 @@ KLD_PERCENTILES = (100.0, 99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0, 0.1, 0.0
 DELTA_P_PERCENTILES = (100.0, 99.9, 99.0, 95.0, 90.0, 75.0, 50.0, 25.0, 10.0, 5.0, 1.0, 0.1, 0.0)
 
 # A tile is this many float64 values (16 MiB); about six of them are alive at once.
-_TILE_VALUES = 2**21
+TILE_VALUES = 2**21
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class KLAccumulator:
 
 
 def _tiles(rows: int, vocab_size: int) -> Iterator[slice]:
-    step = max(1, _TILE_VALUES // vocab_size)
+    step = max(1, TILE_VALUES // vocab_size)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
