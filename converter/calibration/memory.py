@@ -59,12 +59,12 @@ def calibration_steps(recipe: Recipe, decoder: Decoder) -> dict[str, float]:
     tiles = tiles_memory(recipe, decoder)
     if recipe.calibration.inputs == "float":
         steps["statistics"] = statistics_memory(sizes)
-        steps["layer"] = shared_layer_memory(sizes, recipe) + tiles
+        steps["layer"] = shared_layer_memory(sizes, recipe, tiles)
     else:
         if quant.smooth == "awq":
             # From the second layer on, the allocator has kept what tiles took in the first one.
             steps["scales"] = scales_memory(sizes) + tiles
-        steps["layer"] = layer_memory(sizes, recipe) + tiles
+        steps["layer"] = layer_memory(sizes, recipe, tiles)
     if matrix_format(HEAD, quant) is not None:
         steps["lm_head"] = head_memory(sizes, recipe) + tiles
     return steps
@@ -132,16 +132,21 @@ def scales_memory(sizes: Sizes) -> int:
     return weights_memory(sizes) + hessians_memory(sizes) + largest + activations_memory(sizes)
 
 
-def layer_memory(sizes: Sizes, recipe: Recipe) -> float:
+def layer_memory(sizes: Sizes, recipe: Recipe, tiles: int) -> float:
     """A layer's weights and finished codes, and one stage's H with the worst of: a batch being
-    gathered, GPTQ's factor being made, and the rounded matrix being installed."""
+    gathered, and the matrices being rounded, the last of them installed."""
     columns = max(sizes.inputs.values())
-    worst = columns**2 * FLOAT + max(
-        activations_memory(sizes),
-        columns**2 * (FACTOR_BYTES - FLOAT) if _by_gptq(recipe) else 0,
-        sizes.matrix * INSTALL_BYTES,
-    )
+    rounding = _rounding_memory(columns, recipe, tiles + sizes.matrix * INSTALL_BYTES)
+    worst = columns**2 * FLOAT + max(activations_memory(sizes), rounding)
     return weights_memory(sizes) + sizes.layer * ROUNDED_BYTES + worst
+
+
+def _rounding_memory(columns: int, recipe: Recipe, tiles: int) -> int:
+    """What rounding takes besides H: `tiles`, with GPTQ beside its factor, or that factor being made,
+    before any tile is in work."""
+    if not _by_gptq(recipe):
+        return tiles
+    return max(columns**2 * (FACTOR_BYTES - FLOAT), columns**2 * FLOAT + tiles)
 
 
 def statistics_memory(sizes: Sizes) -> int:
@@ -151,14 +156,13 @@ def statistics_memory(sizes: Sizes) -> int:
     return weights_memory(sizes) + hessians_memory(sizes) + held + activations_memory(sizes)
 
 
-def shared_layer_memory(sizes: Sizes, recipe: Recipe) -> float:
+def shared_layer_memory(sizes: Sizes, recipe: Recipe, tiles: int) -> float:
     """Rounding one layer on stored statistics: H and held-back inputs of the stages not yet done,
-    the factor of the one in work or its two products with AWQ's scales, and finished codes."""
+    the rounding of the one in work or its two products with AWQ's scales, and finished codes."""
     columns = [sizes.inputs[stage] for stage in STAGES]
     held = sizes.held * sum(columns) * FLOAT
     worst = max(
-        sum(later**2 for later in columns[number:]) * FLOAT
-        + (count**2 * (FACTOR_BYTES - FLOAT) if _by_gptq(recipe) else 0)
+        sum(later**2 for later in columns[number:]) * FLOAT + _rounding_memory(count, recipe, tiles)
         for number, count in enumerate(columns)
     )
     if recipe.quant.smooth == "awq":

@@ -51,7 +51,7 @@ def test_a_layer_holds_its_weights_and_the_factor_of_its_widest_input() -> None:
 
 def test_depth_costs_no_memory_and_threads_do() -> None:
     one, many = (steps("quant=best", f"threads={count}") for count in (1, 4))
-    assert many["layer"] > one["layer"]
+    assert many["lm_head"] > one["lm_head"]
     deep = steps("quant=best", "threads=1", "model.config.num_hidden_layers=64")
     assert deep == one
 
