@@ -142,8 +142,8 @@ def layer_memory(sizes: Sizes, recipe: Recipe, tiles: int) -> float:
 
 
 def _rounding_memory(columns: int, recipe: Recipe, tiles: int) -> int:
-    """What rounding takes besides H: `tiles`, with GPTQ beside its factor, or that factor being made,
-    before any tile is in work."""
+    """What rounding takes besides H: `tiles`, with GPTQ beside its factor; or the factor being
+    made, before any tile is in work."""
     if not _by_gptq(recipe):
         return tiles
     return max(columns**2 * (FACTOR_BYTES - FLOAT), columns**2 * FLOAT + tiles)
