@@ -131,21 +131,41 @@ class Cache:
         }
         return key_hash(parts)
 
+    def entries_of(self, checkpoint: Checkpoint) -> list[Entry]:
+        """The complete entries made from a checkpoint, those whose key has it as `source`.
+
+        No source file is read: one whose hash is not remembered has not been through a run yet.
+        """
+        if any(self._remembered(path) is None for path in checkpoint.files):
+            return []
+        source = self.content_key(checkpoint)
+        return [entry for entry in self.entries() if entry.key.get("source") == source]
+
     def file_hash(self, path: Path) -> str:
         """BLAKE3 of a file's content, remembered by path, size and modification time."""
+        remembered = self._remembered(path)
+        if remembered is not None:
+            return remembered
         path = path.resolve()
         status = path.stat()
-        stamp = [str(path), status.st_size, status.st_mtime_ns, status.st_ino]
-        note = self.folder / "sources" / f"{key_hash({'file': str(path)})}.json"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            noted = json.loads(note.read_text(encoding="utf-8"))
-            if noted["stamp"] == stamp:
-                return str(noted["blake3"])
         content = hash_file(path)
         if abs(time.time() - status.st_mtime) > SETTLED_SECONDS:
             self._prepare()
-            self._write(note, json.dumps({"stamp": stamp, "blake3": content}))
+            noted = {"stamp": _stamp(path, status), "blake3": content}
+            self._write(self._note(path), json.dumps(noted))
         return content
+
+    def _remembered(self, path: Path) -> str | None:
+        """The hash that is noted for a file as it is now."""
+        path = path.resolve()
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            noted = json.loads(self._note(path).read_text(encoding="utf-8"))
+            if noted["stamp"] == _stamp(path, path.stat()):
+                return str(noted["blake3"])
+        return None
+
+    def _note(self, path: Path) -> Path:
+        return self.folder / "sources" / f"{key_hash({'file': str(path)})}.json"
 
     @property
     def _entries(self) -> Path:
@@ -280,6 +300,11 @@ def _limit() -> float:
         raise ConvertError(
             Problem(f"{LIMIT_VARIABLE}={text}.", "a number of gigabytes", f"{LIMIT_VARIABLE}=50")
         ) from None
+
+
+def _stamp(path: Path, status: os.stat_result) -> list[str | int]:
+    """What tells a file that has changed from one that has not."""
+    return [str(path), status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def _owner() -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from converter.artifacts import Graph
+from converter.disk import Room, room_problems
 from converter.errors import ConvertError, Problem, raise_if
 from converter.model.decoder import Decoder
 from converter.progress import Progress, Silent
@@ -61,6 +62,10 @@ class Pass(ABC, Generic[Taken, Given]):
 
         Called before any weight is read.
         """
+        return ()
+
+    def disk(self, recipe: Recipe, decoder: Decoder) -> Iterable[Room]:
+        """Room on disks that `run` needs at least, from shapes; checked before the work."""
         return ()
 
     @abstractmethod
@@ -136,7 +141,14 @@ def find_problems(
         decoder = artifact if isinstance(artifact, Decoder) else decoder
     for item in passes:
         problems += item.requires(recipe, decoder)
-    return decoder, problems
+    return decoder, [*problems, *room_problems(rooms(recipe, passes, decoder))]
+
+
+def rooms(recipe: Recipe, passes: Sequence[Pass[Any, Any]], decoder: Decoder | None) -> list[Room]:
+    """What the passes need of the disks; nothing is known without a decoder."""
+    if decoder is None:
+        return []
+    return [room for item in passes for room in item.disk(recipe, decoder)]
 
 
 def output_folder(recipe: Recipe) -> Path:

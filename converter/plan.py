@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from typing import Any
 import onnx_ir as ir
 
 from converter.artifacts import MATRIX, Graph, WeightTensor
-from converter.engine import Pass, Run, find_problems, order_problems, output_folder
+from converter.disk import Room, free_bytes
+from converter.engine import Pass, Run, find_problems, order_problems, output_folder, rooms
 from converter.errors import ConvertError, Problem, raise_if
 from converter.folder.model_writer import (
     DATA_FILE,
@@ -76,6 +76,8 @@ class Plan:
     unknown_memory: tuple[str, ...] = ()
     """Passes that do not say how much memory they take."""
     disk_free: int = 0
+    rooms: tuple[Room, ...] = ()
+    """What the passes need on disks while they run, at least."""
 
     @property
     def output_bytes(self) -> int:
@@ -128,7 +130,8 @@ def make_plan(recipe: Recipe, passes: Sequence[Pass[Any, Any]]) -> Plan:
         peak_memory=process_memory() + max(peak.values(), default=0),
         peak_pass=max(peak, key=lambda name: peak[name], default=""),
         unknown_memory=unknown,
-        disk_free=_free_bytes(output),
+        disk_free=free_bytes(output) or 0,
+        rooms=tuple(rooms(recipe, passes, decoder)),
     )
 
 
@@ -278,8 +281,3 @@ def _bytes_to_fetch(checkpoint: Checkpoint) -> int:
     if checkpoint.origin.get("kind") != "hub" or checkpoint.files:
         return 0
     return sum(weight.nbytes for weight in checkpoint.tensors.values())
-
-
-def _free_bytes(output: Path) -> int:
-    place = next(folder for folder in [output, *output.parents] if folder.exists())
-    return shutil.disk_usage(place).free

@@ -11,10 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from converter.artifacts import Package
+from converter.artifacts import Graph, Package
 from converter.cache import Cache, cache_folder
 from converter.engine import Pass, Run
 from converter.errors import ConvertError, Problem
+from converter.folder.model_writer import data_size, model_weights, place_tensors
 from converter.model.decoder import Decoder
 from converter.quality.charts import LinearError, layer_errors
 from converter.quality.folder_evaluation import (
@@ -23,6 +24,7 @@ from converter.quality.folder_evaluation import (
     replacing,
     write_report,
 )
+from converter.quality.memory import evaluation_memory
 from converter.quality.reference_logits import stored_reference
 from converter.quality.statistics import Estimate
 from converter.quality.texts import load_text
@@ -61,6 +63,10 @@ class Evaluate(Pass[Package, Package]):
             load_text(recipe.evaluate.text, half="evaluation")
         except ConvertError as error:
             yield from error.problems
+
+    def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
+        nbytes = data_size(place_tensors(model_weights(graph.model)))
+        return evaluation_memory(recipe.evaluate, graph.decoder, nbytes)
 
     def run(self, artifact: Package, run: Run) -> Package:
         recipe, decoder = run.recipe, artifact.graph.decoder

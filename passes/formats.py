@@ -17,13 +17,14 @@ from tempfile import TemporaryDirectory
 from typing import Literal, cast
 
 from converter.artifacts import Graph
-from converter.engine import Pass, Run
+from converter.disk import Room
+from converter.engine import Pass, Run, output_folder
 from converter.errors import Problem
 from converter.folder.genai_config import TokenIds, genai_config
 from converter.folder.model_writer import model_weights, write_model
 from converter.memory import writing_memory
 from converter.model.decoder import Decoder
-from converter.quantization.formats import indivisible
+from converter.quantization.formats import indivisible, quantized_bytes
 from converter.recipe import QuantConfig, Recipe
 from converter.speed.benchmarking import CONFIG
 from converter.speed.tuning import ANSWER, Trial, fastest, race
@@ -66,6 +67,15 @@ class ChooseFormats(Pass[Graph, Graph]):
             for problem in indivisible(changed(recipe.quant, BLOCK_SIZE, size), arch):
                 remedy = f"leave {size} out of target.tune_block_sizes"
                 yield dataclasses.replace(problem, remedy=remedy)
+
+    def disk(self, recipe: Recipe, decoder: Decoder) -> Iterable[Room]:
+        yield Room(
+            output_folder(recipe).parent,  # the staging folder lies beside the output
+            variant_bytes(recipe, decoder),
+            "the variants that target.tune measures",
+            "set output=FOLDER on a disk with more room, or leave some values out of "
+            "target.tune_block_sizes and target.tune_head_bits",
+        )
 
     def preview(self, artifact: Graph, run: Run) -> Graph:
         return artifact
@@ -141,6 +151,24 @@ def changed(quant: QuantConfig, setting: str, value: int) -> QuantConfig:
         return dataclasses.replace(quant, block_size=value)
     head = dataclasses.replace(quant.lm_head, bits=cast(Literal[4, 8, 16], value))
     return dataclasses.replace(quant, lm_head=head)
+
+
+def variant_bytes(recipe: Recipe, decoder: Decoder) -> int:
+    """Bytes of the variants that lie on the disk at a time, at least: those of one setting.
+
+    Which value of a setting wins is not known yet; the next setting's variants are counted as if
+    the smallest did.
+    """
+    largest, quant = 0, recipe.quant
+    for setting, values in choices(recipe).items():
+        variants = [changed(quant, setting, value) for value in values]
+        sizes = [
+            quantized_bytes(dataclasses.replace(recipe, quant=variant), decoder)
+            for variant in variants
+        ]
+        largest = max(largest, sum(sizes))
+        quant = variants[sizes.index(min(sizes))]
+    return largest
 
 
 def write_variant(artifact: Graph, recipe: Recipe, folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -14,8 +13,8 @@ from typing import Any
 
 from converter import __version__
 from converter.artifacts import Graph, Package
+from converter.disk import RESULT, Room
 from converter.engine import Pass, Run, output_folder
-from converter.errors import Problem
 from converter.folder.genai_config import TokenIds, genai_config
 from converter.folder.model_writer import model_weights, write_model
 from converter.hashing import file_entries
@@ -45,17 +44,13 @@ class MakePackage(Pass[Graph, Package]):
         "the bytes do not depend on the number of threads",
     )
 
-    def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
-        if decoder is None:
-            return
-        free = _free_bytes(output_folder(recipe))
-        needed = smallest_size(recipe, decoder)
-        if free is not None and free < needed:
-            yield Problem(
-                f"The disk of {output_folder(recipe)} has {format_bytes(free)} free.",
-                f"at least {format_bytes(needed)} for the result",
-                "set output=FOLDER on a disk with more room, or free some",
-            )
+    def disk(self, recipe: Recipe, decoder: Decoder) -> Iterable[Room]:
+        yield Room(
+            output_folder(recipe).parent,  # the staging folder lies beside the output
+            smallest_size(recipe, decoder),
+            RESULT,
+            "set output=FOLDER on a disk with more room",
+        )
 
     def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
         return writing_memory(model_weights(graph.model).values(), recipe.threads)
@@ -137,16 +132,6 @@ def _installed(name: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _free_bytes(output: Path) -> int | None:
-    place = output.parent
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    try:
-        return shutil.disk_usage(place).free
-    except OSError:
-        return None
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

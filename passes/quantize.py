@@ -13,7 +13,8 @@ import onnx_ir as ir
 import torch
 
 from converter.artifacts import FLOAT_TYPES, MATRIX, Graph, WeightTensor
-from converter.cache import Cache, cache_folder
+from converter.cache import FOLDER_VARIABLE, Cache, cache_folder
+from converter.disk import Room
 from converter.engine import Pass, Run
 from converter.errors import ConvertError, Problem
 from converter.model.decoder import BIAS, Decoder
@@ -67,6 +68,15 @@ class Quantize(Pass[Graph, Graph]):
         if quant.mixed:
             yield from budget_problems(recipe, decoder)
 
+    def disk(self, recipe: Recipe, decoder: Decoder) -> Iterable[Room]:
+        if recipe.quant.calibrated:
+            from converter.calibration.disk import calibration_disk
+
+            folder = cache_folder()
+            needed = calibration_disk(recipe, decoder, Cache(folder))
+            remedy = f"set {FOLDER_VARIABLE}=FOLDER on a disk with more room"
+            yield Room(folder, needed, "what calibration spills and keeps", remedy)
+
     def run(self, artifact: Graph, run: Run) -> Graph:
         if not run.recipe.quant.calibrated:
             return quantized_graph(artifact, run.recipe)
@@ -83,7 +93,11 @@ class Quantize(Pass[Graph, Graph]):
         return quantized_graph(artifact, run.recipe)
 
     def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
-        return None if recipe.quant.calibrated else 0  # package computes the codes
+        if not recipe.quant.calibrated:
+            return 0  # package computes the codes
+        from converter.calibration.memory import calibration_memory
+
+        return calibration_memory(recipe, graph.decoder)
 
     def ensures(self, given: Graph, run: Run) -> Iterable[Problem]:
         return kernel_problems(given.model, run.recipe.target)

@@ -72,9 +72,12 @@ def calibration_tokens(decoder: Decoder, config: CalibrationConfig) -> Calibrati
     else:
         with TemporaryDirectory() as name:
             ids = _text_ids(_tokenizer(decoder, folder, Path(name)), config)
-    count = ids.shape[0]
-    held = 0 if count < 4 else max(1, count // HELD_BACK)
-    return CalibrationTokens(torch.from_numpy(ids), held)
+    return CalibrationTokens(torch.from_numpy(ids), held_back(ids.shape[0]))
+
+
+def held_back(count: int) -> int:
+    """How many of `count` sequences judge."""
+    return 0 if count < 4 else max(1, count // HELD_BACK)
 
 
 def _text_ids(tokenizer: FolderTokenizer, config: CalibrationConfig) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from converter.cli.compose import compose_recipe
+from converter.disk import RESULT, free_bytes
 from converter.pass_registry import make_passes
 from converter.plan import MatrixPlan, Plan, make_plan
 from converter.progress import format_bytes
@@ -104,6 +105,11 @@ def _sizes(plan: Plan) -> Iterator[str]:
         "Disk",
         f"{format_bytes(plan.disk_bytes)} needed{fetch}; {format_bytes(plan.disk_free)} free",
     )
+    for room in plan.rooms:
+        if room.nbytes > 0 and room.purpose != RESULT:  # the result's own size is known better
+            free = format_bytes(free_bytes(room.folder) or 0)
+            needed = f"{format_bytes(room.nbytes)} meanwhile in {room.folder}"
+            yield _row("", f"{needed} for {room.purpose}; {free} free")
 
 
 def _row(name: str, text: str) -> str:

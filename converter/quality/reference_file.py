@@ -130,7 +130,7 @@ def write_reference(path: Path, header: ReferenceHeader) -> Iterator[ReferenceWr
 
 
 class ReferenceFile:
-    """A finished file, mapped into memory; reading a chunk touches only that chunk's pages."""
+    """A finished file, read chunk by chunk; mapped pages would count as the process's memory."""
 
     def __init__(self, path: Path, key: str) -> None:
         """Open and check `path`: magic, version, key and exact size.
@@ -145,7 +145,8 @@ class ReferenceFile:
         size = offset + rows * self.header.record.itemsize
         if path.stat().st_size != size:
             raise _unusable(path, f"has {path.stat().st_size} bytes", f"{size} bytes")
-        self._records = np.memmap(path, self.header.record, mode="r", offset=offset, shape=rows)
+        self._offset = offset
+        self._stream = path.open("rb")  # stays readable when the cache drops the entry
 
     def __len__(self) -> int:
         """The number of chunks."""
@@ -157,8 +158,9 @@ class ReferenceFile:
 
         if not 0 <= index < len(self):
             raise IndexError(f"chunk {index} of {len(self)}")
-        start = index * self.header.positions
-        rows = self._records[start : start + self.header.positions]
+        count, record = self.header.positions, self.header.record
+        self._stream.seek(self._offset + index * count * record.itemsize)
+        rows = np.fromfile(self._stream, record, count)
         logits = rows["codes"].astype(np.float32)
         logits *= rows["step"][:, None]
         logits += rows["low"][:, None]

@@ -30,7 +30,7 @@ KLD_PERCENTILES = (100.0, 99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0, 0.1, 0.0
 DELTA_P_PERCENTILES = (100.0, 99.9, 99.0, 95.0, 90.0, 75.0, 50.0, 25.0, 10.0, 5.0, 1.0, 0.1, 0.0)
 
 # A tile is this many float64 values (16 MiB); about six of them are alive at once.
-_TILE_VALUES = 2**21
+TILE_VALUES = 2**21
 
 
 @dataclass(frozen=True)
@@ -167,14 +167,18 @@ class KLAccumulator:
         Raises `ConvertError` for NaN or infinity in the logits, ValueError for unequal shapes.
         """
         self._check_shapes(reference, candidate, next_tokens)
+        # One array a chunk, made before the tiles: small ones in between would each pin a tile's
+        # temporaries in the allocator's heap (measured: 0.2 GB a chunk of 255 × 92544).
+        found = np.empty((4, reference.shape[0]))
         for rows in _tiles(*reference.shape):
             part = _score(reference[rows], candidate[rows], next_tokens[rows])
             if reference_top is not None:
                 part[3] = candidate[rows].argmax(-1) == reference_top[rows]
             if reference_nll is not None:
                 part[2] = reference_nll[rows].double()
-            self._parts.append(self._checked(part.numpy()))
+            found[:, rows] = self._checked(part.numpy())
             self._count += part.shape[1]
+        self._parts.append(found)
 
     def values(self) -> TokenValues:
         """What was gathered so far."""
@@ -212,7 +216,7 @@ class KLAccumulator:
 
 
 def _tiles(rows: int, vocab_size: int) -> Iterator[slice]:
-    step = max(1, _TILE_VALUES // vocab_size)
+    step = max(1, TILE_VALUES // vocab_size)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 

@@ -70,6 +70,21 @@ def matrix_format(matrix: str, quant: QuantConfig) -> BlockFormat | None:
     return BlockFormat(bits, (own.block_size if own else None) or quant.block_size, symmetric)
 
 
+def quantized_bytes(recipe: Recipe, decoder: Decoder) -> int:
+    """Bytes of all weights as the recipe stores them, from shapes alone.
+
+    The folder is larger by the rotary caches, the alignment of tensors and the graph.
+    """
+    quant, width = recipe.quant, FLOAT_BYTES[recipe.target.float_type]
+    formats = {
+        matrix: form
+        for matrix in graph_matrices(recipe, decoder)
+        if (form := matrix_format(matrix.name, quant))
+    }
+    matrices = sum(format_bytes(m.rows, m.columns, form, width) for m, form in formats.items())
+    return matrices + _fixed_bytes(recipe, decoder, {part for m in formats for part in m.parts})
+
+
 def tied_format(
     quant: QuantConfig, decoder: Decoder, head: BlockFormat | None
 ) -> BlockFormat | None:

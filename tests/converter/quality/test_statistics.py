@@ -127,7 +127,7 @@ def test_ratio_error_is_the_covariance_corrected_one() -> None:
 def test_tiles_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = noisy()
     whole = scored(*arguments).values()
-    monkeypatch.setattr(evaluation, "_TILE_VALUES", 7000)
+    monkeypatch.setattr(evaluation, "TILE_VALUES", 7000)
     parts = KLAccumulator()
     for rows in (slice(0, 1), slice(1, 50), slice(50, 90)):
         parts.add(*(tensor[rows] for tensor in arguments))

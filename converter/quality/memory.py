@@ -1,0 +1,60 @@
+"""The memory that an evaluation takes at its peak, from shapes."""
+
+from __future__ import annotations
+
+from converter.memory import reference_memory, session_memory
+from converter.model.architecture import Architecture
+from converter.model.decoder import Decoder
+from converter.model.reference import HEAD_ROWS
+from converter.quality.reference_logits import HEAD_BYTES, SPILLED_BYTES
+from converter.quality.statistics import TILE_VALUES
+from converter.recipe import EvaluateConfig
+
+FLOAT = 4
+"""Bytes of a float32."""
+SCORE_TILES = 6
+"""float64 tiles that a comparison has alive at the same time."""
+LIBRARIES_BYTES = 200_000_000
+"""transformers' Llama, tokenizer and text, and what the allocator keeps of small temporaries."""
+
+
+def evaluation_memory(config: EvaluateConfig, decoder: Decoder, nbytes: int) -> int:
+    """Bytes at the peak, on top of the process before it; `nbytes` are the folder's weights.
+
+    The float model is gone when the runtime loads the folder.
+    """
+    reference = LIBRARIES_BYTES + reference_side(config, decoder)
+    return max(reference, session_memory(nbytes) + comparison(config, decoder.architecture))
+
+
+def reference_side(config: EvaluateConfig, decoder: Decoder) -> int:
+    """The float model: the hidden states of all chunks, float32 (n_ctx, hidden_size) each, as far
+    as they stay in memory, with either a layer beside the one before it and a chunk's activations,
+    or the logits of a few chunks, float32 (scored, vocab_size), and some rows of lm_head."""
+    arch = decoder.architecture
+    chunk = config.n_ctx * arch.hidden_size * FLOAT
+    stored = SPILLED_BYTES if config.max_chunks is None else config.max_chunks * chunk
+    width = 4 * arch.intermediate_size + 12 * arch.hidden_size
+    layers = reference_memory(decoder) + _layer_bytes(decoder) * (arch.num_hidden_layers > 1)
+    logits = max(HEAD_BYTES, scored_bytes(config, arch)) + HEAD_ROWS * arch.hidden_size * 3 * FLOAT
+    return min(stored, SPILLED_BYTES) + max(layers, logits, config.n_ctx * width * FLOAT)
+
+
+def comparison(config: EvaluateConfig, arch: Architecture) -> int:
+    """The runtime's logits of a chunk, float32 (n_ctx, vocab_size), and of the scored half: its
+    copy, the reference's as float32, those of the chunk before, and as they are stored; and the
+    tiles in which they are compared."""
+    logits = config.n_ctx * arch.vocab_size * FLOAT
+    scored = scored_bytes(config, arch)
+    return logits + 3 * scored + scored // 2 + SCORE_TILES * TILE_VALUES * 8
+
+
+def scored_bytes(config: EvaluateConfig, arch: Architecture) -> int:
+    """One chunk's scored logits, float32: the second half of its positions."""
+    return config.n_ctx // 2 * arch.vocab_size * FLOAT
+
+
+def _layer_bytes(decoder: Decoder) -> int:
+    """A layer in float32."""
+    values = [w.numel for name, w in decoder.weights.items() if name.startswith("layers.0.")]
+    return sum(values) * FLOAT
