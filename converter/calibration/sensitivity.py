@@ -149,9 +149,10 @@ def _layer_stages(
     for place, index in enumerate(batches):
         states, hidden[index] = stages.run(hidden[index])
         for name, state in states.items():
-            stage = found.setdefault(name, Stage(Inputs(state.shape[-1])))
+            if name not in found:
+                found[name] = Stage(Inputs(state.shape[-1]))
             weights = fisher.tokens[f"layers.{number}.{name}"][index]
-            stage.add(state, weights, () if place % NOISE_BATCHES else sizes)
+            found[name].add(state, weights, () if place % NOISE_BATCHES else sizes)
     return found
 
 

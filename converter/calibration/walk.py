@@ -244,8 +244,9 @@ class Walk:
             for index in range(0, count, max(1, count * length // FOLD_TOKENS)):
                 states, _ = stages.run(hidden[index])
                 for stage, state in states.items():
-                    entry = inputs.setdefault(stage, Inputs(state.shape[-1]))
-                    entry.add(state, self.token_weights(f"layers.{number}.{stage}", index))
+                    if stage not in inputs:
+                        inputs[stage] = Inputs(state.shape[-1])
+                    inputs[stage].add(state, self.token_weights(f"layers.{number}.{stage}", index))
         self._check_inputs(inputs, number)
         return self._search_folds(inputs, number)
 
