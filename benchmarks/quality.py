@@ -5,13 +5,19 @@
 
 Each row is a complete conversion, evaluated on 24 chunks of 512 tokens, second half scored, through
 onnxruntime at the shipped accuracy level, and then timed: decoding of 64 tokens after 16, the
-median of a process. The group `budgets` calibrates on 32,768 tokens, which the float model has
-written itself (`convert sample`) or are from the middle of BOOK; the group `schemes` on the 8,192
-of the built-in text that recipes take by default; the group `llama` has llama.cpp's own quantizer
-and kernels on the same weights and chunks (PYTHON is that of an environment with llama-cpp-python,
-gguf and numpy), compared by the same code. Size is the weights as stored: the data file without the
-rotary caches, the GGUF file without its vocabulary; the tied embedding counts once. Rows that are
-in the results file already are not run again, so an interrupted run goes on.
+median of a process. The groups of rows:
+
+budgets  best under a size, calibrated on 32,768 tokens: what the float model writes itself
+         (`convert sample`), and the middle of BOOK
+fast     the formats of benchmarks/speed.py: every matrix in 4 bits, the embedding in float
+schemes  every scheme, block size and sign, an 8-bit head and embedding; like fast, calibrated on
+         the 8,192 tokens of the built-in text that recipes take by default
+llama    llama.cpp's own quantizer and kernels on the same weights and chunks, compared by the same
+         code; PYTHON is that of an environment with llama-cpp-python, gguf and numpy
+
+Size is the weights as stored: the data file without the rotary caches, the GGUF file without its
+vocabulary; the tied embedding counts once. Rows that are in the results file already are not run
+again, so an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -53,6 +59,7 @@ OWN_TOKENS, BUDGET_TOKENS = 20_480, 32_768
 SYMMETRIC = {"symmetric": "quant.symmetric=true", "asymmetric": "quant.symmetric=false"}
 SCHEMES = ("rtn", "search", "awq", "gptq", "best")
 BLOCKS = (32, 64, 128)
+SAME_BLOCKS = "quant.embedding.block_size=null"
 BUDGETS = ("86.3MB", "89.9MB", "103.7MB")
 LLAMA = ("Q4_0", "Q4_1", "Q4_K_M", "Q5_0")
 PROMPT, NEW_TOKENS = 16, 64
@@ -70,6 +77,11 @@ def rows(arguments: argparse.Namespace) -> dict[str, list[str]]:
             words = ["quant=best", f"quant.target_size={budget}"]
             words += [text, f"calibration.tokens={BUDGET_TOKENS}"]
             found[f"best, at most {budget}"] = words
+    if "fast" in arguments.groups:
+        for scheme in ("rtn", "best"):
+            for size in (32, 128, 256):
+                words = [f"quant={scheme}", f"quant.block_size={size}", "quant.pad_last_block=true"]
+                found[f"{scheme}, all in blocks of {size}"] = [*words, "quant.embedding.bits=16"]
     if "schemes" in arguments.groups:
         found |= {
             f"{scheme}, block {size}, {name}": [
@@ -111,8 +123,7 @@ def measure(words: Sequence[str], arguments: argparse.Namespace) -> dict[str, An
     """Convert, evaluate and time once."""
     output, start = arguments.work / "converted", time.perf_counter()
     text = [f"evaluate.text='{arguments.text}'", f"graph.context_length={CONTEXT}"]
-    same = "quant.embedding.block_size=null"
-    convert([RECIPE, "evaluate=standard", *text, same, *words], output, arguments)
+    convert([RECIPE, "evaluate=standard", *text, SAME_BLOCKS, *words], output, arguments)
     seconds = time.perf_counter() - start
     lock = json.loads((output / "convert.lock.json").read_text())
     return {
@@ -163,7 +174,7 @@ def llama_divergence(
     decoder = build_decoder(checkpoint, recipe.layout, arch)
     tokenizer = arguments.work / "tokenizer"
     if not tokenizer.exists():
-        convert([RECIPE, "quant=rtn", "quant.embedding.block_size=null"], tokenizer, arguments)
+        convert([RECIPE, "quant=rtn", SAME_BLOCKS], tokenizer, arguments)
     chunks = folder_chunks(tokenizer, recipe.evaluate)
     cache = Cache(cache_folder())
     reference = stored_reference(decoder, recipe.layout, chunks, cache, lambda *_: None)
@@ -243,7 +254,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="text to evaluate on")
     parser.add_argument("--book", type=Path, help="other text, for the budgets' calibration")
     parser.add_argument("--llama", help="python of llama.cpp's environment")
-    groups = ["budgets", "schemes", "llama"]
+    groups = ["budgets", "fast", "schemes", "llama"]
     parser.add_argument("--groups", nargs="+", default=groups, choices=groups)
     parser.add_argument("--work", type=Path, default=Path("quality"))
     parser.add_argument("--picture", type=Path)

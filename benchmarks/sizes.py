@@ -24,7 +24,7 @@ MODELS = ("internlm2_1_8b", "internlm2_7b", "internlm2_20b")
 KINDS = {
     "cpu_fp32": "cpu fp32",
     "cpu_int4": "cpu int4, block 32",
-    "cpu_int4_fast": "cpu int4, block 128",
+    "cpu_int4_fast": "cpu int4, block 256",
     "cuda_fp16": "cuda fp16 or bf16",
     "cuda_int4": "cuda int4",
     "dml_int4": "dml int4",

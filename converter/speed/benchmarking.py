@@ -107,13 +107,13 @@ def bench(
     _check(folders)
     lengths = sorted(prompt_lengths)
     results: dict[Path, list[dict[str, Any]]] = {folder: [] for folder in folders}
-    bandwidths = [memory_bandwidth()]
+    bandwidths = []
     for number in range(rounds):
         shift = number % len(folders)
         for place, folder in enumerate([*folders[shift:], *folders[:shift]]):
             advance(number * len(folders) + place, rounds * len(folders), folder.name)
+            bandwidths.append(memory_bandwidth())  # each time: a shared host lends more or less
             results[folder].append(run_once(folder, lengths, new_tokens))
-    bandwidths.append(memory_bandwidth())
     rate = max(bandwidths)
     measured = [summarise(folder, results[folder], lengths, new_tokens, rate) for folder in folders]
     return Report(physical_cores(), rate, rounds, new_tokens, measured)
