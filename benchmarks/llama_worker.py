@@ -14,10 +14,14 @@ import json
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from converter.speed.benchmark_worker import bandwidth
 
 BATCH = 512
 WARM_UP_TOKENS = 2
@@ -52,7 +56,9 @@ def measure(folder: str, prompt_lengths: list[int], new_tokens: int, threads: in
         first[str(length)] = seconds[0]
         decode += seconds[1:]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"load": load, "first_token": first, "token": decode, "peak": peak}
+    del model
+    found = {"load": load, "first_token": first, "token": decode, "peak": peak}
+    return {**found, "bandwidth": bandwidth(threads)}
 
 
 def prompt(vocab_size: int, length: int) -> list[int]:

@@ -58,7 +58,7 @@ EXCERPT = 62_000  # characters of the book, about 14,000 tokens
 OWN_TOKENS, BUDGET_TOKENS = 20_480, 32_768
 SYMMETRIC = {"symmetric": "quant.symmetric=true", "asymmetric": "quant.symmetric=false"}
 SCHEMES = ("rtn", "search", "awq", "gptq", "best")
-BLOCKS = (32, 64, 128)
+BLOCKS = (32, 128, 64)
 SAME_BLOCKS = "quant.embedding.block_size=null"
 BUDGETS = ("86.3MB", "89.9MB", "103.7MB")
 LLAMA = ("Q4_0", "Q4_1", "Q4_K_M", "Q5_0")
@@ -88,8 +88,8 @@ def rows(arguments: argparse.Namespace) -> dict[str, list[str]]:
                 *(f"quant={scheme}", f"quant.block_size={size}", word, "quant.pad_last_block=true"),
                 *("quant.lm_head.bits=8", "quant.lm_head.block_size=64", "quant.embedding.bits=8"),
             ]
-            for scheme in SCHEMES
             for size in BLOCKS
+            for scheme in SCHEMES
             for name, word in SYMMETRIC.items()
         }
     return found

@@ -54,7 +54,8 @@ def sizes() -> Iterator[Size]:
             artifact: Any = None
             for item in make_passes(["load", "layout", "graph", "quantize"]):
                 if item.enabled(recipe):
-                    artifact = item.run(artifact, Run(recipe, Staging.nowhere()))
+                    # A calibrated graph has the shapes of its preview, which reads no weights.
+                    artifact = item.preview(artifact, Run(recipe, Staging.nowhere()))
             places = place_tensors(model_weights(artifact.model))
             graph = artifact.model.graph
             head_size = artifact.decoder.architecture.head_dim

@@ -26,8 +26,8 @@ from conversion import write_inputs
 from converter.speed.benchmarking import (
     Measured,
     Report,
+    bandwidth,
     draw,
-    memory_bandwidth,
     run_once,
     summarise,
     table,
@@ -122,18 +122,13 @@ def measure(
 ) -> Report:
     """All of `names` in turn, `rounds` times."""
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    bandwidths = []
     for number in range(rounds):
         for name in [*names[number % len(names) :], *names[: number % len(names)]]:
-            bandwidths.append(memory_bandwidth())
             print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
             results[name].append(run_named(work, name, llama, lengths, new_tokens))
             print(json.dumps(results[name][-1]), file=sys.stderr, flush=True)
-    rate = max(bandwidths)
-    folders = [
-        summarise_named(work, name, results[name], lengths, new_tokens, rate) for name in names
-    ]
-    return Report(physical_cores(), rate, rounds, new_tokens, folders)
+    folders = [summarise_named(work, name, results[name], lengths, new_tokens) for name in names]
+    return Report(physical_cores(), bandwidth(results.values()), rounds, new_tokens, folders)
 
 
 def run_named(
@@ -149,7 +144,8 @@ def run_named(
         "threads": physical_cores(),
     }
     command = [llama, str(HERE / "llama_worker.py"), json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
@@ -160,13 +156,12 @@ def summarise_named(
     rounds: Sequence[dict[str, Any]],
     lengths: list[int],
     new_tokens: int,
-    rate: float,
 ) -> Measured:
     if name != LLAMA:
-        found = summarise(work / slug(name), rounds, lengths, new_tokens, rate)
+        found = summarise(work / slug(name), rounds, lengths, new_tokens)
         return dataclasses.replace(found, folder=name)
     # The bytes of its tensors are not read here: the figures that need them stay those of a file.
-    like = summarise(work / slug("int4 block 32"), rounds, lengths, new_tokens, rate)
+    like = summarise(work / slug("int4 block 32"), rounds, lengths, new_tokens)
     size = (work / f"{slug(LLAMA)}.gguf").stat().st_size
     share = size / like.bytes_per_token * like.bandwidth_share
     return dataclasses.replace(

@@ -82,7 +82,7 @@ def facts(report: Report) -> dict[str, Any]:
     values = dataclasses.asdict(measured)
     del values["folder"]
     return {
-        "bandwidth": report.bandwidth,
+        "bandwidth": report.bandwidth.median,
         "threads": report.threads,
         "rounds": report.rounds,
         "new_tokens": report.new_tokens,

@@ -2,10 +2,11 @@
 
     python -m converter.speed.benchmark_worker WORK
 
-with WORK as '{"folder": …, "prompt_lengths": […], "new_tokens": …}' or '{"bandwidth": THREADS}'.
+with WORK as '{"folder": …, "prompt_lengths": […], "new_tokens": …, "threads": …}'.
 
 It prints one line of JSON. It imports onnxruntime-genai and numpy only, so that its peak memory is
-that of a program which uses the folder.
+that of a program which uses the folder. When the model is gone, the bandwidth of the memory that
+it leaves is measured: on a virtual machine some pages can be twice as fast as others.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ PASSES = 6
 WARM_UP_TOKENS = 2
 
 
-def measure(folder: str, prompt_lengths: Sequence[int], new_tokens: int) -> dict[str, Any]:
-    """Seconds to load, to the first token after each prompt, per later token; peak bytes."""
+def measure(
+    folder: str, prompt_lengths: Sequence[int], new_tokens: int, threads: int
+) -> dict[str, Any]:
+    """Seconds to load, to the first token after each prompt, per later token; peak bytes; and
+    the bytes per second that `threads` threads read from memory."""
     import onnxruntime_genai as og
 
     start = time.perf_counter()
@@ -39,7 +43,9 @@ def measure(folder: str, prompt_lengths: Sequence[int], new_tokens: int) -> dict
         seconds = _generate(og, model, _prompt(vocab_size, length), tokens)
         first[str(length)] = seconds[0]
         decode += seconds[1:]
-    return {"load": load, "first_token": first, "token": decode, "peak": peak_bytes()}
+    found = {"load": load, "first_token": first, "token": decode, "peak": peak_bytes()}
+    del model
+    return {**found, "bandwidth": bandwidth(threads)}
 
 
 def _prompt(vocab_size: int, length: int) -> list[int]:
@@ -68,7 +74,11 @@ def _generate(og: Any, model: Any, prompt: Sequence[int], new_tokens: int) -> li
 
 
 def bandwidth(threads: int) -> float:
-    """Bytes read from memory per second by `threads` threads: the best of a few passes."""
+    """Bytes read from memory per second by `threads` threads: the best of a few passes.
+
+    Each thread's product of vectors runs in BLAS, which has to have one thread itself
+    (OPENBLAS_NUM_THREADS=1 before numpy is imported).
+    """
     import numpy as np
 
     parts = np.array_split(np.ones(BUFFER_BYTES // 4, dtype=np.float32), threads)
@@ -92,12 +102,8 @@ def peak_bytes() -> int | None:
 
 
 def main() -> None:
-    """Do what the argument says and print the result."""
-    asked = json.loads(sys.argv[1])
-    if "bandwidth" in asked:
-        print(json.dumps(bandwidth(asked["bandwidth"])))
-    else:
-        print(json.dumps(measure(**asked)))
+    """Measure what the argument says and print the result."""
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,10 @@ class Spread:
     def of(values: Sequence[float]) -> Spread:
         return Spread(statistics.median(values), min(values), max(values))
 
+    def per_unit(self, unit: float) -> Spread:
+        """The values in another unit."""
+        return Spread(self.median / unit, self.low / unit, self.high / unit)
+
     def per(self, amount: float) -> Spread:
         """Seconds as a rate: `amount` per second."""
         return Spread(amount / self.median, amount / self.high, amount / self.low)
@@ -63,7 +67,8 @@ class Measured:
     bytes_per_token: int
     """Weights and keys and values that one decoded token reads."""
     bandwidth_share: float
-    """bytes_per_token · decode rate, relative to the memory bandwidth measured beside it."""
+    """bytes_per_token · decode rate, relative to the bandwidth of the same process's memory; the
+    median over the rounds."""
 
     def prefill_tokens_per_second(self, length: int) -> Spread:
         return self.first_token_seconds[length].per(length)
@@ -75,8 +80,8 @@ class Report:
 
     threads: int
     """Threads with which the memory bandwidth was measured: physical cores."""
-    bandwidth: float
-    """Bytes per second read from memory."""
+    bandwidth: Spread
+    """Bytes per second read from memory, over all processes."""
     rounds: int
     new_tokens: int
     folders: Sequence[Measured]
@@ -107,16 +112,13 @@ def bench(
     _check(folders)
     lengths = sorted(prompt_lengths)
     results: dict[Path, list[dict[str, Any]]] = {folder: [] for folder in folders}
-    bandwidths = []
     for number in range(rounds):
         shift = number % len(folders)
         for place, folder in enumerate([*folders[shift:], *folders[:shift]]):
             advance(number * len(folders) + place, rounds * len(folders), folder.name)
-            bandwidths.append(memory_bandwidth())  # each time: a shared host lends more or less
             results[folder].append(run_once(folder, lengths, new_tokens))
-    rate = max(bandwidths)
-    measured = [summarise(folder, results[folder], lengths, new_tokens, rate) for folder in folders]
-    return Report(physical_cores(), rate, rounds, new_tokens, measured)
+    measured = [summarise(folder, results[folder], lengths, new_tokens) for folder in folders]
+    return Report(physical_cores(), bandwidth(results.values()), rounds, new_tokens, measured)
 
 
 def run_once(folder: Path, prompt_lengths: Sequence[int], new_tokens: int) -> dict[str, Any]:
@@ -125,14 +127,15 @@ def run_once(folder: Path, prompt_lengths: Sequence[int], new_tokens: int) -> di
         "folder": str(folder),
         "prompt_lengths": list(prompt_lengths),
         "new_tokens": new_tokens,
+        "threads": physical_cores(),
     }
     found: dict[str, Any] = _worker(asked, folder)
     return found
 
 
-def memory_bandwidth(threads: int | None = None) -> float:
-    """Bytes per second that `threads` threads (the physical cores) read from memory."""
-    return float(_worker({"bandwidth": threads or physical_cores()}, Path()))
+def bandwidth(rounds: Iterable[Sequence[Mapping[str, Any]]]) -> Spread:
+    """Bytes per second read from memory, over the processes of all folders."""
+    return Spread.of([item["bandwidth"] for folder in rounds for item in folder])
 
 
 def summarise(
@@ -140,7 +143,6 @@ def summarise(
     rounds: Sequence[Mapping[str, Any]],
     lengths: Sequence[int],
     new_tokens: int,
-    bandwidth: float,
 ) -> Measured:
     """Medians and spread of a folder's rounds."""
     token = Spread.of([statistics.median(item["token"]) for item in rounds])
@@ -157,7 +159,9 @@ def summarise(
         decode_tokens_per_second=token.per(1),
         peak_bytes=max(peaks, default=None),
         bytes_per_token=nbytes,
-        bandwidth_share=nbytes / token.median / bandwidth,
+        bandwidth_share=statistics.median(
+            nbytes / statistics.median(item["token"]) / item["bandwidth"] for item in rounds
+        ),
     )
 
 
@@ -233,8 +237,8 @@ def table(report: Report) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
     lines.append(
-        f"Memory bandwidth: {report.bandwidth / 1e9:.1f} GB/s with {report.threads} threads. "
-        f"Medians of {report.rounds} processes, with the smallest and largest value."
+        f"Memory bandwidth: {shown(report.bandwidth.per_unit(1e9), 1)} GB/s with {report.threads} "
+        f"threads. Medians of {report.rounds} processes, with the smallest and largest value."
     )
     return "\n".join(lines)
 

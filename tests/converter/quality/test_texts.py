@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from converter.cli.compose import compose_recipe
 from converter.errors import ConvertError
 from converter.quality.texts import (
     Message,
@@ -73,10 +74,12 @@ def test_builtin_text_is_long_enough_for_internlm2() -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
     encode = sentencepiece.SentencePieceProcessor(model_file=str(TOKENIZER)).encode
     calibration = load_text("builtin", half="calibration")
-    chunks = calibration_chunks(
-        calibration, encode, n_tokens=12288, sequence_length=512, seed=0, bos_token_id=1
-    )
-    assert chunks.shape == (24, 512)
+    for choice in ("standard", "long", "shared"):
+        tokens = compose_recipe(["recipe=demo", f"calibration={choice}"]).calibration.tokens
+        chunks = calibration_chunks(
+            calibration, encode, n_tokens=tokens, sequence_length=512, seed=0, bos_token_id=1
+        )
+        assert chunks.shape == (tokens // 512, 512)
     evaluation = evaluation_chunks(load_text("builtin", half="evaluation"), encode, bos_token_id=1)
     assert len(evaluation.input_ids) >= 24
     assert evaluation.input_ids.max() < 92544

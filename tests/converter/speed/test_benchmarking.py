@@ -25,18 +25,25 @@ def folder(make_recipe: Callable[..., Any], tmp_path: Path) -> Path:
     return run_recipe(recipe, make_passes(PASSES))
 
 
-ROUND = {"load": 2.0, "first_token": {"8": 0.5, "40": 2.0}, "token": [0.1, 0.1, 0.3], "peak": 100}
+ROUND = {
+    "load": 2.0,
+    "first_token": {"8": 0.5, "40": 2.0},
+    "token": [0.1, 0.1, 0.3],
+    "peak": 100,
+    "bandwidth": 1e6,
+}
 
 
 def test_medians_and_rates(folder: Path) -> None:
     slow = ROUND | {"load": 4.0, "token": [0.2], "peak": 300}
     slower = ROUND | {"load": 9.0, "token": [0.5], "peak": 200}
-    found = summarise(folder, [ROUND, slow, slower], [8, 40], 16, 1e6)
+    slower["bandwidth"] = 1e5
+    found = summarise(folder, [ROUND, slow, slower], [8, 40], 16)
     assert found.load_seconds == Spread(4.0, 2.0, 9.0)
     assert found.decode_tokens_per_second == Spread(5.0, 2.0, 10.0)
     assert found.prefill_tokens_per_second(40) == Spread(20.0, 20.0, 20.0)
     assert found.peak_bytes == 300
-    assert found.bandwidth_share == pytest.approx(found.bytes_per_token * 5 / 1e6)
+    assert found.bandwidth_share == pytest.approx(found.bytes_per_token * 10 / 1e6)
 
 
 def test_bytes_per_token_are_the_matrices_the_norms_and_the_cache(folder: Path) -> None:
