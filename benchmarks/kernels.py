@@ -2,7 +2,7 @@
 
     python benchmarks/kernels.py [--threads 1 2]
 
-One row of activations against many matrices (columns K, rows N) of random codes, more than any cache
+One row of activations against many matrices (columns K, rows N) of random codes, more than a cache
 holds: what decoding does. The best of a few passes; the memory's own rate is beside it.
 """
 
