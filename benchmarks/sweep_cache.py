@@ -5,7 +5,10 @@ kind were made. Twelve variants of a checkpoint, as benchmarks/smollm2.py writes
 
     python benchmarks/sweep_cache.py --work /tmp/sweep sweep=best_grid \
         recipe=internlm2_1_8b_cpu_int4 source.path=CHECKPOINT graph.context_length=512 \
-        quant.embedding.block_size=null verify=none
+        quant.embedding.block_size=null quant.block_size=16,32,64 verify=none \
+        evaluate.max_chunks=8 calibration.text=TEXT calibration.tokens=32768
+
+(128 does not divide that model's 576 columns, and the built-in text has 25,466 of its tokens.)
 
 `--singles N` makes only N jobs one by one, evenly spaced over the sweep's, and scales their time
 up; the output then says so. The sweep is always made whole.
