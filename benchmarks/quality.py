@@ -57,7 +57,8 @@ CACHE_BYTES = 2 * CONTEXT * 32 * 4
 EXCERPT = 62_000  # characters of the book, about 14,000 tokens
 OWN_TOKENS, BUDGET_TOKENS = 20_480, 32_768
 SYMMETRIC = {"symmetric": "quant.symmetric=true", "asymmetric": "quant.symmetric=false"}
-SCHEMES = ("rtn", "search", "awq", "gptq", "best")
+SCHEMES = {name: [f"quant={name}"] for name in ("rtn", "search", "awq", "gptq", "best")}
+SCHEMES["best with awq"] = ["quant=best", "quant.smooth=awq"]
 BLOCKS = (32, 128, 64)
 SAME_BLOCKS = "quant.embedding.block_size=null"
 BUDGETS = ("86.3MB", "89.9MB", "103.7MB")
@@ -85,11 +86,11 @@ def rows(arguments: argparse.Namespace) -> dict[str, list[str]]:
     if "schemes" in arguments.groups:
         found |= {
             f"{scheme}, block {size}, {name}": [
-                *(f"quant={scheme}", f"quant.block_size={size}", word, "quant.pad_last_block=true"),
+                *(*choice, f"quant.block_size={size}", word, "quant.pad_last_block=true"),
                 *("quant.lm_head.bits=8", "quant.lm_head.block_size=64", "quant.embedding.bits=8"),
             ]
             for size in BLOCKS
-            for scheme in SCHEMES
+            for scheme, choice in SCHEMES.items()
             for name, word in SYMMETRIC.items()
         }
     return found
