@@ -60,7 +60,8 @@ SYMMETRIC = {"symmetric": "quant.symmetric=true", "asymmetric": "quant.symmetric
 SCHEMES = {name: [f"quant={name}"] for name in ("rtn", "search", "awq", "gptq", "best")}
 SCHEMES["best with awq"] = ["quant=best", "quant.smooth=awq"]
 BLOCKS = (32, 128, 64)
-SAME_BLOCKS = "quant.embedding.block_size=null"
+EMBEDDING = "quant.embedding.block_size"
+SAME_BLOCKS = f"{EMBEDDING}=null"
 BUDGETS = ("86.3MB", "89.9MB", "103.7MB")
 LLAMA = ("Q4_0", "Q4_1", "Q4_K_M", "Q5_0")
 PROMPT, NEW_TOKENS = 16, 64
@@ -88,6 +89,7 @@ def rows(arguments: argparse.Namespace) -> dict[str, list[str]]:
             f"{scheme}, block {size}, {name}": [
                 *(*choice, f"quant.block_size={size}", word, "quant.pad_last_block=true"),
                 *("quant.lm_head.bits=8", "quant.lm_head.block_size=64", "quant.embedding.bits=8"),
+                f"{EMBEDDING}=64",
             ]
             for size in BLOCKS
             for scheme, choice in SCHEMES.items()
@@ -124,7 +126,8 @@ def measure(words: Sequence[str], arguments: argparse.Namespace) -> dict[str, An
     """Convert, evaluate and time once."""
     output, start = arguments.work / "converted", time.perf_counter()
     text = [f"evaluate.text='{arguments.text}'", f"graph.context_length={CONTEXT}"]
-    convert([RECIPE, "evaluate=standard", *text, SAME_BLOCKS, *words], output, arguments)
+    blocks = [] if any(word.startswith(EMBEDDING) for word in words) else [SAME_BLOCKS]
+    convert([RECIPE, "evaluate=standard", *text, *blocks, *words], output, arguments)
     seconds = time.perf_counter() - start
     lock = json.loads((output / "convert.lock.json").read_text())
     return {
