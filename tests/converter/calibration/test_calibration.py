@@ -13,7 +13,7 @@ import torch
 from oracle import llama_of
 
 from converter.cache import Cache
-from converter.calibration.calibrate import calibrate
+from converter.calibration.calibrate import calibrate, fast_bfloat16
 from converter.calibration.fisher import read_fisher, write_fisher
 from converter.calibration.folds import FOLDS, apply_fold
 from converter.calibration.inputs import Inputs
@@ -239,3 +239,20 @@ def test_inputs_that_are_always_zero_work(
     values = found.roundings[name](0, rows).dequantize(form)
     difference = values - decoder.weights[name].read().float()
     assert difference.norm() < 0.2 * values.norm()
+
+
+@pytest.mark.parametrize(
+    ("found", "fast"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"cpu_name": "Intel(R) Xeon(R)", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"cpu_name": "Intel(R) Xeon(R)", "avx512_bf16": True, "amx_bf16": True}, True),
+        ({}, False),
+    ],
+)
+def test_bfloat16_is_fast_where_it_was_measured_to_be(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, Any], fast: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert fast_bfloat16() is fast
