@@ -4,8 +4,8 @@
     python benchmarks/quality.py CHECKPOINT --text wiki.test.raw --book BOOK --llama PYTHON
 
 Each row is a complete conversion, evaluated on 24 chunks of 512 tokens, second half scored, through
-onnxruntime at the shipped accuracy level, and then timed: decoding of 64 tokens after 16, the
-median of a process. The groups of rows:
+onnxruntime at the shipped accuracy level. When all are made they take turns at decoding 64 tokens
+after 16, a process each, three times. The groups of rows:
 
 budgets  best under a size, calibrated on 32,768 tokens: what the float model writes itself
          (`convert sample`), and the middle of BOOK
@@ -16,7 +16,7 @@ llama    llama.cpp's own quantizer and kernels on the same weights and chunks, c
          code; PYTHON is that of an environment with llama-cpp-python, gguf and numpy
 
 Size is the weights as stored: the data file without the rotary caches, the GGUF file without its
-vocabulary; the tied embedding counts once. Rows that are in the results file already are not run
+vocabulary; the tied embedding counts once. What is in the results file already is not made or timed
 again, so an interrupted run goes on.
 """
 
@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -45,7 +46,7 @@ from converter.quality.folder_evaluation import folder_chunks
 from converter.quality.reference_logits import stored_reference
 from converter.quality.statistics import KLAccumulator
 from converter.sources.local import open_local
-from converter.speed.benchmarking import run_once
+from converter.speed.benchmarking import Spread, run_once
 from converter.speed.cores import physical_cores
 
 HERE = Path(__file__).parent
@@ -64,7 +65,9 @@ EMBEDDING = "quant.embedding.block_size"
 SAME_BLOCKS = f"{EMBEDDING}=null"
 BUDGETS = ("86.3MB", "89.9MB", "103.7MB")
 LLAMA = ("Q4_0", "Q4_1", "Q4_K_M", "Q5_0")
-PROMPT, NEW_TOKENS = 16, 64
+PROMPT, NEW_TOKENS, ROUNDS = 16, 64, 3
+PARTIAL = "partial"
+"""Name of a row's folder or file until the row is measured."""
 SAME_MODEL = 1e-3
 """Divergence up to which llama.cpp's float32 file is taken for the same model; it keeps keys and
 values in float16."""
@@ -123,8 +126,8 @@ def write_texts(arguments: argparse.Namespace) -> None:
 
 
 def measure(words: Sequence[str], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Convert, evaluate and time once."""
-    output, start = arguments.work / "converted", time.perf_counter()
+    """Convert and evaluate once."""
+    output, start = arguments.work / PARTIAL, time.perf_counter()
     text = [f"evaluate.text='{arguments.text}'", f"graph.context_length={CONTEXT}"]
     blocks = [] if any(word.startswith(EMBEDDING) for word in words) else [SAME_BLOCKS]
     convert([RECIPE, "evaluate=standard", *text, *blocks, *words], output, arguments)
@@ -133,10 +136,35 @@ def measure(words: Sequence[str], arguments: argparse.Namespace) -> dict[str, An
     return {
         "size": (output / "model.onnx.data").stat().st_size - CACHE_BYTES,
         **{key: lock["facts"]["evaluate"][key] for key in KEPT},
-        "decode": 1 / statistics.median(run_once(output, [PROMPT], NEW_TOKENS)["token"]),
         "seconds": lock["seconds"].get("quantize", 0) + lock["seconds"]["package"],
         "all_seconds": seconds,
     }
+
+
+def result_path(name: str, work: Path) -> Path:
+    """The folder, or GGUF file, of a row."""
+    return work / "made" / re.sub("[^A-Za-z0-9.]+", "_", name)
+
+
+def decode_rates(names: Sequence[str], arguments: argparse.Namespace) -> dict[str, Spread]:
+    """Decoded tokens per second of each row; the rows take turns, in another order each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(ROUNDS):
+        shift = number * len(names) // ROUNDS
+        for name in (*names[shift:], *names[:shift]):
+            path = result_path(name, arguments.work)
+            llama = path.is_file()
+            found = run_llama(path, arguments) if llama else run_once(path, [PROMPT], NEW_TOKENS)
+            seconds[name].append(statistics.median(found["token"]))
+    return {name: Spread.of(values).per(1) for name, values in seconds.items()}
+
+
+def run_llama(path: Path, arguments: argparse.Namespace) -> Any:
+    """One process of llama.cpp's, as `run_once` gives it."""
+    asked = {"folder": str(path), "prompt_lengths": [PROMPT], "new_tokens": NEW_TOKENS}
+    command = [arguments.llama, str(HERE / "llama_worker.py")]
+    found = run([*command, json.dumps(asked | {"threads": physical_cores()})])
+    return json.loads(found.splitlines()[-1])
 
 
 KEPT = ("mean_kld", "mean_kld_error", "kld_p99", "top1_agreement", "ln_ppl_ratio")
@@ -145,7 +173,7 @@ KEPT = ("mean_kld", "mean_kld_error", "kld_p99", "top1_agreement", "ln_ppl_ratio
 def measure_llama(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """The same of llama.cpp's own quantization to `kind`."""
     work, worker = arguments.work, [arguments.llama, str(HERE / "llama_worker.py")]
-    wide, path, twin = work / "wide.gguf", work / f"{kind}.gguf", work / "llama"
+    wide, path, twin = work / "wide.gguf", work / PARTIAL, work / "llama"
     if not wide.exists():
         write_twin(arguments.checkpoint, twin)
         run([arguments.llama, str(HERE / "gguf_writer.py"), str(twin), str(wide)])
@@ -155,14 +183,8 @@ def measure_llama(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     run([*worker, "quantize", str(wide), str(path), kind])
     seconds = time.perf_counter() - start
-    asked = {"folder": str(path), "prompt_lengths": [PROMPT], "new_tokens": NEW_TOKENS}
-    decode = run([*worker, json.dumps(asked | {"threads": physical_cores()})])
-    return {
-        "size": path.stat().st_size,
-        **llama_divergence(path, worker, arguments),
-        "decode": 1 / statistics.median(json.loads(decode.splitlines()[-1])["token"]),
-        "seconds": seconds,
-    }
+    divergence = llama_divergence(path, worker, arguments)
+    return {"size": path.stat().st_size, **divergence, "seconds": seconds}
 
 
 def llama_divergence(
@@ -217,14 +239,16 @@ def run(command: Sequence[str]) -> str:
 def table(results: Mapping[str, Any]) -> str:
     """Markdown table of the results."""
     lines = [
-        "| scheme | size | KL divergence | 99 % of tokens below | top-1 | decode | made in |",
+        "| scheme | size | KL divergence | 99 % of tokens below "
+        "| top-1 | decode (tok/s) | made in |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, found in results.items():
+        median, low, high = found["decode"]
         lines.append(
             f"| {name} | {found['size'] / 1e6:.1f} MB "
             f"| {found['mean_kld']:.4f} ± {found['mean_kld_error']:.4f} | {found['kld_p99']:.2f} "
-            f"| {found['top1_agreement']:.1%} | {found['decode']:.0f} tok/s "
+            f"| {found['top1_agreement']:.1%} | {median:.0f} ({low:.0f}–{high:.0f}) "
             f"| {found['seconds']:.0f} s |"
         )
     return "\n".join(lines)
@@ -273,13 +297,20 @@ def main() -> None:
     jobs = {name: (measure, words) for name, words in rows(arguments).items()}
     if "llama" in arguments.groups and arguments.llama:
         jobs |= {f"llama.cpp {kind}": (measure_llama, kind) for kind in LLAMA}
-    path = arguments.work / "results.json"
+    path, made = arguments.work / "results.json", arguments.work / "made"
+    made.mkdir(exist_ok=True)
     results = json.loads(path.read_text()) if path.exists() else {}
     for name, (function, what) in jobs.items():
         if name not in results:
             results[name] = function(what, arguments)
+            (arguments.work / PARTIAL).rename(result_path(name, arguments.work))
             path.write_text(json.dumps(results, indent=2) + "\n")
             print(name, results[name], file=sys.stderr, flush=True)
+    if any("decode" not in results[name] for name in jobs):
+        for name, rate in decode_rates(list(jobs), arguments).items():
+            results[name]["decode"] = [rate.median, rate.low, rate.high]
+        path.write_text(json.dumps(results, indent=2) + "\n")
+    results = {name: results[name] for name in jobs}
     print(table(results))
     if arguments.picture:
         draw(results, arguments.picture)

@@ -54,7 +54,10 @@ class Reference:
 
     @contextmanager
     def layer(self, number: int) -> Iterator[torch.nn.Module]:
-        """transformers' decoder layer with its weights, for as long as the context lasts."""
+        """transformers' decoder layer with its weights, for as long as the context lasts.
+
+        At its end the module has none, whoever still holds it: the next layer takes their room.
+        """
         with torch.device("meta"):
             module = self._modules.LlamaDecoderLayer(self._config, number)
         state = {
@@ -66,7 +69,10 @@ class Reference:
             if name.endswith("bias"):  # transformers gives o_proj a bias whenever q has one
                 state.setdefault(name, torch.zeros(parameter.shape, dtype=self.dtype))
         module.load_state_dict(state, assign=True)
-        yield module.eval()
+        try:
+            yield module.eval()
+        finally:
+            module.to("meta")
 
     def run_layer(self, module: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (batch, tokens, hidden_size) after one layer, with causal attention."""

@@ -1,0 +1,1 @@
+"""The numerics of quantization: pure functions on tensors."""
