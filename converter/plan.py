@@ -35,8 +35,6 @@ from converter.tokenizer import prepare_tokenizer
 from converter.weights.quantized import QuantizedMatrix
 from converter.weights.weight import GroupPart, Weight
 
-TOKENIZERS = ("tokenizer.model", "tokenizer.json")
-
 
 @dataclass(frozen=True)
 class MatrixPlan:
@@ -168,7 +166,7 @@ def _tokenizer(
 ) -> tuple[dict[str, int], list[str], list[Problem]]:
     """Bytes of the tokenizer files, what is to say of them, and what is wrong with them."""
     folder = checkpoint.folder
-    if folder is None or not any((folder / name).is_file() for name in TOKENIZERS):
+    if folder is None or not checkpoint.has_tokenizer:
         return {}, ["The source has no tokenizer: the folder will take token ids only."], []
     try:
         made = prepare_tokenizer(folder, arch.vocab_size)

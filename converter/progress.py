@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
+
+Advance = Callable[[int, int, str], None]
+"""Told how much is done, of how much, and the layer or matrix in work: `Progress.advance`."""
 
 
 class Progress(Protocol):

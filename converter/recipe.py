@@ -18,6 +18,8 @@ FloatType = Literal["fp32", "fp16", "bf16"]
 ExecutionProvider = Literal["cpu", "cuda", "dml", "webgpu", "NvTensorRtRtx"]
 LEFT_IN_FLOAT = 16
 """`bits: 16` leaves a matrix in the graph's float type."""
+INT8_ACTIVATIONS = 4
+"""MatMulNBits' accuracy_level at which its kernels round activations to int8."""
 
 
 @dataclass
@@ -291,6 +293,11 @@ class Recipe:
         """MatMulNBits' accuracy_level: the scheme's own, or the target's."""
         own = self.quant.accuracy_level
         return self.target.accuracy_level if own is None else own
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether the kernels of quantized matrices round activations to int8."""
+        return self.quant.round != "none" and self.accuracy_level == INT8_ACTIVATIONS
 
 
 def impossible_values(recipe: Recipe) -> Iterator[Problem]:

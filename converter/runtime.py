@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from converter.errors import ConvertError, Problem, raise_if
 
+GENAI, ONNXRUNTIME = "onnxruntime_genai", "onnxruntime"
+"""Modules that a pass may need; converting itself needs neither."""
 _LONGEST_RUN = 8_000
 _UNBROKEN = re.compile(rb"[^\t-\r 0-9]+")
+
+
+def missing_runtime(why: str, without: str, module: str = GENAI) -> Iterator[Problem]:
+    """A problem when `module` is not installed; `why` it is needed, and the words `without` it."""
+    if find_spec(module) is None:
+        yield Problem(
+            f"{module.replace('_', '-')} is not installed, and {why}.",
+            "a runtime to load the folder with",
+            f"pip install 'convert-genai[cpu]', or add {without}",
+        )
 
 
 class Runtime:

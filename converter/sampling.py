@@ -8,12 +8,13 @@ on; a chat model writes the question of a user and then answers it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 from converter.errors import ConvertError, Problem
+from converter.progress import Advance
 from converter.runtime import Runtime
 
 BATCH = 16
@@ -22,8 +23,6 @@ UNCUT: Mapping[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "
 """Search options that draw from the model's own distribution."""
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 _FRUITLESS = 3  # batches in a row without any text, after which to give up
-
-Advance = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

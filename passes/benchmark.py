@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from importlib.util import find_spec
 from typing import Any
 
 from converter.artifacts import Package
@@ -12,9 +11,9 @@ from converter.engine import Pass, Run
 from converter.errors import Problem
 from converter.model.decoder import Decoder
 from converter.recipe import Recipe
+from converter.runtime import missing_runtime
 from converter.speed.benchmarking import Report, bench
 
-RUNTIME = "onnxruntime_genai"
 AVAILABLE = {
     "cuda": "is_cuda_available",
     "dml": "is_dml_available",
@@ -39,12 +38,7 @@ class Benchmark(Pass[Package, Package]):
         return recipe.benchmark.enabled
 
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
-        if find_spec(RUNTIME) is None:
-            yield Problem(
-                "onnxruntime-genai is not installed, and the recipe measures the result.",
-                "a runtime to load the folder with",
-                "pip install 'convert-genai[cpu]', or add benchmark=none",
-            )
+        yield from missing_runtime("the recipe measures the result", "benchmark=none")
 
     def run(self, artifact: Package, run: Run) -> Package:
         provider, asked = run.recipe.target.execution_provider, run.recipe.benchmark

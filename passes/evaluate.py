@@ -7,7 +7,6 @@ onnxruntime on the CPU as it ships. The statistics are llama.cpp's (quality/stat
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from converter.cache import Cache, cache_folder
 from converter.engine import Pass, Run
 from converter.errors import ConvertError, Problem
 from converter.folder.model_writer import data_size, model_weights, place_tensors
+from converter.model.checkpoint import TOKENIZERS
 from converter.model.decoder import Decoder
 from converter.quality.charts import LinearError, layer_errors
 from converter.quality.folder_evaluation import (
@@ -29,9 +29,7 @@ from converter.quality.reference_logits import stored_reference
 from converter.quality.statistics import Estimate
 from converter.quality.texts import load_text
 from converter.recipe import Recipe
-
-RUNTIME = "onnxruntime"
-TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+from converter.runtime import ONNXRUNTIME, missing_runtime
 
 
 class Evaluate(Pass[Package, Package]):
@@ -50,12 +48,8 @@ class Evaluate(Pass[Package, Package]):
         return recipe.evaluate.enabled
 
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
-        if find_spec(RUNTIME) is None:
-            yield Problem(
-                "onnxruntime is not installed, and the recipe evaluates the result.",
-                "a runtime to run the folder with",
-                "pip install 'convert-genai[cpu]', or add evaluate=none",
-            )
+        why = "the recipe evaluates the result"
+        yield from missing_runtime(why, "evaluate=none", ONNXRUNTIME)
         if decoder is not None:
             yield from _tokenizer_problems(decoder)
             yield from _length_problems(recipe, decoder)
@@ -101,8 +95,7 @@ def _draw_errors(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _tokenizer_problems(decoder: Decoder) -> Iterator[Problem]:
-    folder = decoder.checkpoint.folder
-    if folder is None or not any((folder / name).is_file() for name in TOKENIZERS):
+    if not decoder.checkpoint.has_tokenizer:
         yield Problem(
             "The source has no tokenizer, and the recipe evaluates on text.",
             f"{' or '.join(TOKENIZERS)} beside the weights",

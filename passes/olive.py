@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,7 +37,8 @@ from converter.olive.process import (
 from converter.progress import format_bytes
 from converter.quality.texts import BUILTIN, evaluation_chunks, load_text
 from converter.recipe import Recipe
-from passes.verify import RUNTIME, cpu_copy, generate, prompt_tokens
+from converter.runtime import missing_runtime
+from passes.verify import cpu_copy, generate, prompt_tokens
 
 CONFIG_FILE = "genai_config.json"
 FULL_LOGITS = "full_logits.onnx"
@@ -85,12 +85,7 @@ class Olive(Pass[Package, Package]):
         return bool(recipe.olive.passes or recipe.olive.workflow or recipe.olive.evaluate)
 
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
-        if find_spec(RUNTIME) is None:
-            yield Problem(
-                "onnxruntime-genai is not installed, and the result of Olive must be loaded.",
-                "a runtime to load the folder with",
-                "pip install 'convert-genai[cpu]', or add olive=none",
-            )
+        yield from missing_runtime("the result of Olive must be loaded", "olive=none")
         missing = installation_problem()
         if missing is not None:
             yield missing

@@ -26,7 +26,6 @@ from converter.tokenizer import TokenizerFiles, prepare_tokenizer
 
 VERSIONED = ("numpy", "onnx-ir", "onnxruntime-genai", "sentencepiece", "tokenizers", "torch")
 """Packages whose version can change a result; the lock file records them."""
-TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 NOT_IN_RESULT = ("output", "overwrite", "threads")
 """Keys of a recipe that do not change what comes out."""
 
@@ -79,7 +78,7 @@ class MakePackage(Pass[Graph, Package]):
 
     def _tokenizer(self, graph: Graph, run: Run) -> TokenizerFiles | None:
         folder = graph.decoder.checkpoint.folder
-        if folder is None or not any((folder / name).is_file() for name in TOKENIZERS):
+        if folder is None or not graph.decoder.checkpoint.has_tokenizer:
             run.progress.message("The source has no tokenizer: the folder takes token ids only.")
             return None
         tokenizer = prepare_tokenizer(folder, graph.decoder.architecture.vocab_size)

@@ -17,6 +17,7 @@ from converter.cache import FOLDER_VARIABLE, Cache, cache_folder
 from converter.disk import Room
 from converter.engine import Pass, Run
 from converter.errors import ConvertError, Problem
+from converter.model.checkpoint import TOKENIZERS
 from converter.model.decoder import BIAS, Decoder
 from converter.quality.texts import load_text
 from converter.quantization.formats import (
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from converter.calibration.calibrate import Calibrated
 
 CONTRIB = "com.microsoft"
-TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
 class Quantize(Pass[Graph, Graph]):
@@ -159,7 +159,7 @@ def _replace_constants(graph: ir.Graph, weights: Mapping[str, Weight], dtype: to
 
 def _calibration_problems(recipe: Recipe, decoder: Decoder) -> Iterator[Problem]:
     folder, length = decoder.checkpoint.folder, recipe.calibration.sequence_length
-    if folder is not None and not any((folder / name).is_file() for name in TOKENIZERS):
+    if folder is not None and not decoder.checkpoint.has_tokenizer:
         yield Problem(
             f"{folder} has no tokenizer, and quant.round={recipe.quant.round} reads text.",
             f"{' or '.join(TOKENIZERS)} beside the weights",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from converter.artifacts import Package
 from converter.engine import Pass, Run
+from converter.errors import Problem
+from converter.model.decoder import Decoder
 from converter.recipe import Recipe
+from converter.runtime import missing_runtime
 from converter.speed.tuning import Tuned, tune, write_settings
 
 
@@ -22,6 +27,9 @@ class Tune(Pass[Package, Package]):
 
     def enabled(self, recipe: Recipe) -> bool:
         return recipe.target.tune
+
+    def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
+        return missing_runtime("target.tune measures the result", "target.tune=false")
 
     def run(self, artifact: Package, run: Run) -> Package:
         folder = artifact.folder

@@ -10,10 +10,8 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
@@ -33,9 +31,10 @@ from converter.folder.model_writer import (
 from converter.memory import RUNTIME_BYTES, reference_memory, session_memory
 from converter.model.decoder import Decoder
 from converter.model.reference import Reference
+from converter.quality.runtime_logits import model_inputs
 from converter.recipe import Recipe
+from converter.runtime import missing_runtime
 
-RUNTIME = "onnxruntime_genai"
 CUT_MODEL = "first_layers.onnx"
 
 
@@ -73,12 +72,7 @@ class Verify(Pass[Package, Package]):
         return recipe.verify.enabled
 
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
-        if find_spec(RUNTIME) is None:
-            yield Problem(
-                "onnxruntime-genai is not installed, and the recipe verifies the result.",
-                "a runtime to load the folder with",
-                "pip install 'convert-genai[cpu]', or add verify=none",
-            )
+        yield from missing_runtime("the recipe verifies the result", "verify=none")
         if precision(recipe) not in recipe.verify.max_error:
             yield Problem(
                 f"verify.max_error states no tolerance for {precision(recipe)}.",
@@ -121,10 +115,7 @@ class Verify(Pass[Package, Package]):
 
 def precision(recipe: Recipe) -> str:
     """Which tolerance a recipe falls under."""
-    level = recipe.quant.accuracy_level
-    level = recipe.target.accuracy_level if level is None else level
-    quantized = recipe.quant.round != "none"
-    if (quantized and level == 4) or recipe.target.kv_cache == "int8":
+    if recipe.rounds_activations or recipe.target.kv_cache == "int8":
         return "int8_activations"
     return recipe.target.float_type
 
@@ -135,7 +126,7 @@ def compare_generation(package: Package, recipe: Recipe) -> Comparison:
         folder = cpu_copy(package.folder, Path(name))
         prompt = prompt_tokens(package, recipe, folder)
         tokens, found = generate(folder, prompt, recipe.verify.new_tokens)
-    reference = _reference(package, recipe)
+    reference = _reference(package.graph)
     hidden = reference.hidden_states(torch.tensor([tokens[:-1]]))
     expected = reference.logits(hidden[0, len(prompt) - 1 :])
     return Comparison(found, expected, "generated logits")
@@ -143,6 +134,7 @@ def compare_generation(package: Package, recipe: Recipe) -> Comparison:
 
 def compare_first_layers(package: Package, recipe: Recipe, layers: int) -> Comparison:
     """Run the first layers of the packaged graph with onnxruntime; compare hidden states."""
+    import numpy as np
     import onnxruntime
 
     graph = package.graph
@@ -152,10 +144,10 @@ def compare_first_layers(package: Package, recipe: Recipe, layers: int) -> Compa
         _cut_model(package.folder / MODEL_FILE, cut, layers)
         session = onnxruntime.InferenceSession(str(cut), providers=["CPUExecutionProvider"])
         ids = _spread_ids(graph.decoder.architecture.vocab_size, recipe.verify.new_tokens)
-        (found,) = session.run(None, _feeds(session, ids))
+        (found,) = session.run(None, model_inputs(session, np.asarray(ids)))
     finally:
         cut.unlink(missing_ok=True)
-    expected = _reference(package, recipe).hidden_states(torch.tensor([ids]), layers)
+    expected = _reference(graph).hidden_states(torch.tensor([ids]), layers)
     what = f"hidden states after {layers} layers"
     return Comparison(torch.from_numpy(found)[0].float(), expected[0], what)
 
@@ -198,8 +190,7 @@ def generate(folder: Path, prompt: Sequence[int], count: int) -> tuple[list[int]
     return tokens, torch.stack(steps)
 
 
-def _reference(package: Package, recipe: Recipe) -> Reference:
-    graph = package.graph
+def _reference(graph: Graph) -> Reference:
     arch = graph.decoder.architecture
     longer = graph.context_length > arch.max_position_embeddings
     return Reference(arch, graph.shipped, cache_length=graph.context_length if longer else None)
@@ -235,22 +226,3 @@ def _cut_model(path: Path, cut: Path, layers: int) -> None:
     model.graph.inputs[:] = [value for value in model.graph.inputs if value.name in used]
     widen(model)
     ir.save(model, cut)
-
-
-def _feeds(session: Any, ids: Sequence[int]) -> dict[str, Any]:
-    import numpy as np
-
-    feeds: dict[str, Any] = {}
-    for item in session.get_inputs():
-        if item.name in ("input_ids", "attention_mask", "position_ids"):
-            values = {
-                "input_ids": list(ids),
-                "attention_mask": [1] * len(ids),
-                "position_ids": list(range(len(ids))),
-            }[item.name]
-            feeds[item.name] = np.asarray([values], dtype=np.int64)
-        else:
-            dtype = {"tensor(float16)": np.float16, "tensor(int8)": np.int8}.get(item.type)
-            heads, size = item.shape[1], item.shape[3]
-            feeds[item.name] = np.zeros((1, heads, 0, size), dtype=dtype or np.float32)
-    return feeds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,16 +12,17 @@ import torch
 
 from converter.artifacts import FLOAT_TYPES
 from converter.cache import Cache
-from converter.calibration.fisher import HEAD, Fisher, read_fisher, write_fisher
+from converter.calibration.fisher import Fisher, read_fisher, write_fisher
+from converter.calibration.folds import apply_folds
 from converter.calibration.rounding import Scheme
 from converter.calibration.sensitivity import measure_losses, read_losses
-from converter.calibration.smooth import fold_layer
 from converter.calibration.statistics import FloatStatistics
 from converter.calibration.store import Layer
 from converter.calibration.tokens import CalibrationTokens, calibration_tokens
 from converter.calibration.walk import Walk
-from converter.model.decoder import Decoder
+from converter.model.decoder import HEAD, Decoder
 from converter.model.reference import Reference
+from converter.progress import Advance
 from converter.quality.charts import LinearError
 from converter.quantization.formats import (
     Matrix,
@@ -35,13 +36,8 @@ from converter.recipe import CalibrationConfig, Recipe
 from converter.weights.quantized import QuantizedMatrix, Rounding
 from converter.weights.weight import Weight
 
-CODE_VERSION = 7
+CODE_VERSION = 8
 """Counted up when the same weights, tokens and recipe would give other codes."""
-
-INT8_ACTIVATIONS = 4
-"""MatMulNBits' accuracy_level at which its kernels round activations to int8."""
-
-Advance = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -97,37 +93,56 @@ def _calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance)
         "tokens": tokens.digest,
         "compute": str(dtype),
     }
-    fisher = _fisher(recipe, reference, tokens, cache, base, advance)
-    forms = {m.name: form for m in matrices if (form := matrix_format(m.name, recipe.quant))}
-    scheme_key = {
+    key = {
         **base,
         "quant": asdict(recipe.quant),
         "matrices": [m.name for m in matrices],
         "scales": recipe.scale_type,
         "inputs": recipe.calibration.inputs,
     }
+    fisher = _fisher(recipe, reference, tokens, cache, base, advance)
+    forms = {m.name: form for m in matrices if (form := matrix_format(m.name, recipe.quant))}
     if recipe.quant.mixed and fisher is not None:
-        any_size = {**asdict(recipe.quant), "target_size": None, "bits_per_weight": None}
-        rounds = recipe.accuracy_level == INT8_ACTIVATIONS
-        key = {**scheme_key, "quant": any_size, "entry": "losses", "int8 activations": rounds}
+        rounds = recipe.rounds_activations
 
-        def make(folder: Path) -> None:
+        def measure(folder: Path) -> None:
             measure_losses(
                 folder, reference, matrices, scheme, tokens, fisher, cache, advance, rounds
             )
 
-        losses = read_losses(cache.get_or_make(key, make))
+        losses = read_losses(cache.get_or_make(_losses_key(recipe, key), measure))
         forms = choose_mixed(recipe, decoder, losses)
-    embedding = _shipped_embedding(recipe, decoder, forms.get(HEAD))
+    embedding, shared = _shipped_embedding(recipe, decoder, forms.get(HEAD))
     walk = Walk(
-        reference, embedding, matrices, forms, scheme, tokens, fisher, cache, scheme_key, advance
+        reference,
+        embedding,
+        shared,
+        matrices,
+        forms,
+        scheme,
+        tokens,
+        fisher,
+        cache,
+        key,
+        advance,
     )
     if recipe.calibration.inputs == "float":
-        key = {**base, "token_weights": recipe.quant.token_weights, "seed": recipe.calibration.seed}
+        seed, weights = recipe.calibration.seed, recipe.quant.token_weights
+        gathered = {**base, "token_weights": weights, "seed": seed}
         walk.statistics = FloatStatistics(
-            reference, tokens, walk.token_weights, cache, key, advance
+            reference, tokens, walk.token_weights, cache, gathered, advance
         )
     return _collected(decoder, matrices, walk.run(), tokens)
+
+
+def _losses_key(recipe: Recipe, key: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the losses of the formats; they serve budgets of any size."""
+    return {
+        **key,
+        "quant": {**asdict(recipe.quant), "target_size": None, "bits_per_weight": None},
+        "entry": "losses",
+        "int8 activations": recipe.rounds_activations,
+    }
 
 
 @contextmanager
@@ -180,13 +195,16 @@ def _fisher(
     return read_fisher(cache.get_or_make({**base, "entry": "fisher", "seed": seed}, make))
 
 
-def _shipped_embedding(recipe: Recipe, decoder: Decoder, head: BlockFormat | None) -> Weight:
-    """The embedding as the graph looks it up; in float where it shares the head's codes,
-    which are not known before the walk ends."""
+def _shipped_embedding(
+    recipe: Recipe, decoder: Decoder, head: BlockFormat | None
+) -> tuple[Weight, bool]:
+    """The embedding as the graph looks it up, and whether it shares the head's codes; it is in
+    float then, as they are not known before the walk ends."""
     table, form = decoder.weights["embed_tokens"], matrix_format("embed_tokens", recipe.quant)
-    if form is None or tied_format(recipe.quant, decoder, head):
-        return table
-    return QuantizedMatrix(table, form, FLOAT_TYPES[recipe.scale_type]).dequantized()
+    shared = tied_format(recipe.quant, decoder, head) is not None
+    if form is None or shared:
+        return table, shared
+    return QuantizedMatrix(table, form, FLOAT_TYPES[recipe.scale_type]).dequantized(), shared
 
 
 def _collected(
@@ -201,9 +219,7 @@ def _collected(
     methods: dict[str, str] = {}
     columns = {matrix.name: matrix.columns for matrix in matrices}
     for name, layer in layers.items():
-        if layer.folds:
-            number = int(name.rpartition(".")[2])
-            weights = fold_layer(weights, number, layer.folds, decoder.architecture)
+        weights = apply_folds(weights, name, layer.folds, decoder.architecture)
         for matrix, form in layer.forms.items():
             forms[matrix] = form
             roundings[matrix] = layer.rounding(matrix, columns[matrix])

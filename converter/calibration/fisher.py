@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import rms_norm
 
 from converter.calibration.layer import STAGES, LayerStages, check_weights
 from converter.calibration.spill import Spill
 from converter.calibration.tokens import sequence_batches
+from converter.model.decoder import HEAD
 from converter.model.reference import Reference
+from converter.progress import Advance
 from converter.weights.safetensors_file import open_safetensors, write_safetensors
 from converter.weights.weight import TensorWeight
 
 FILE = "fisher.safetensors"
-HEAD = "lm_head"
-
-Advance = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -111,14 +109,13 @@ def _head(
 ) -> None:
     """Gradients of the drawn labels' loss by the last hidden states, sequence by sequence."""
     arch = reference.arch
-    norm = reference.weights["norm"].read().float()
     head = reference.weights["lm_head"].read().to(reference.dtype)
     tokens, rows = [], torch.zeros(arch.vocab_size)
     for index in range(states.count):
         hidden = states[index].float()
         with torch.enable_grad():
             hidden.requires_grad_(True)
-            normed = rms_norm(hidden, (arch.hidden_size,), norm, arch.rms_norm_eps)
+            normed = reference.last_norm(hidden)
         logits = (normed.detach()[0].to(head.dtype) @ head.T).float()
         difference, weights, importance = _labels(logits, generator)
         tokens.append(weights)

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 
 import torch
 
-from converter.calibration.fisher import HEAD
 from converter.calibration.layer import STAGES
 from converter.calibration.rounding import TILE_ROWS, TILE_VALUES
 from converter.calibration.sizes import Sizes, calibration_sizes
-from converter.model.decoder import Decoder
+from converter.model.decoder import HEAD, Decoder
 from converter.quantization.formats import Matrix, graph_matrices, matrix_format
 from converter.recipe import Recipe
 
@@ -171,9 +170,13 @@ def shared_layer_memory(sizes: Sizes, recipe: Recipe, tiles: int) -> float:
 
 
 def head_memory(sizes: Sizes, recipe: Recipe) -> float:
-    """lm_head's codes, as tiles and as one, or as one that is packed; and its H with the factor."""
+    """lm_head's codes, as tiles and as one, or as one that is packed; and its H with the factor, or
+    with AWQ's scales while they are applied."""
     values = sizes.arch.vocab_size * sizes.arch.hidden_size
-    own = sizes.arch.hidden_size**2 * (FACTOR_BYTES if _by_gptq(recipe) else FLOAT)
+    square = FACTOR_BYTES if _by_gptq(recipe) else FLOAT
+    if recipe.quant.smooth == "awq":
+        square = max(square, 3 * FLOAT)
+    own = sizes.arch.hidden_size**2 * square
     return own + values * (ROUNDED_BYTES + max(ROUNDED_BYTES, PACKED_BYTES))
 
 

@@ -88,8 +88,13 @@ def round_sample(sample: torch.Tensor, form: BlockFormat, inputs: Inputs, scheme
 
 def sample_rows(weight: Weight, count: int) -> torch.Tensor:
     """float32 (at most `count`, columns): rows spaced evenly over the matrix."""
-    count = min(count, weight.shape[0])
-    return weight.permute_rows(torch.arange(count) * weight.shape[0] // count).read().float()
+    return weight.permute_rows(spaced_rows(weight.shape[0], count)).read().float()
+
+
+def spaced_rows(rows: int, count: int) -> torch.Tensor:
+    """int64: at most `count` of so many rows, spaced evenly."""
+    count = min(count, rows)
+    return torch.arange(count) * rows // count
 
 
 def _best_method(

@@ -13,22 +13,23 @@ from input to input.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch.nn.functional import rms_norm
 
 from converter.cache import Cache
-from converter.calibration.fisher import HEAD, Fisher
+from converter.calibration.fisher import Fisher
 from converter.calibration.inputs import Inputs, restored, weighted
 from converter.calibration.layer import STAGES, LayerStages
 from converter.calibration.parallel import on_cores
-from converter.calibration.rounding import Scheme, round_sample
+from converter.calibration.rounding import Scheme, round_sample, spaced_rows
 from converter.calibration.spill import Spill
 from converter.calibration.tokens import CalibrationTokens
+from converter.model.decoder import HEAD
 from converter.model.reference import Reference
+from converter.progress import Advance
 from converter.quantization.formats import CANDIDATES, Matrix, candidate_formats
 from converter.quantization.rtn import BlockFormat
 from converter.weights.weight import concatenate_rows
@@ -37,8 +38,6 @@ SAMPLE_ROWS = 128
 FILE = "losses.json"
 NOISE_BATCHES = 4
 """The rounding of activations is measured on one batch in so many."""
-
-Advance = Callable[[int, int, str], None]
 
 
 @dataclass
@@ -98,10 +97,7 @@ def measure_losses(
     """
     sizes = sorted({form.block_size for form in CANDIDATES}) if rounds_activations else []
     arch, losses = reference.arch, dict[str, list[float]]()
-    count, length = tokens.ids.shape
-    hidden = Spill(cache.folder, count, (1, length, arch.hidden_size))
-    for index, row in enumerate(tokens.ids):
-        hidden[index] = reference.embed(row[None]).float()
+    hidden = tokens.embedded(reference, cache.folder)
     with torch.no_grad():
         for number in range(arch.num_hidden_layers):
             layers = arch.num_hidden_layers
@@ -157,10 +153,9 @@ def _layer_stages(
 
 
 def _head_stage(reference: Reference, hidden: Spill, fisher: Fisher, sizes: Sequence[int]) -> Stage:
-    arch, stage = reference.arch, Stage(Inputs(reference.arch.hidden_size))
-    norm = reference.weights["norm"].read().float()
+    stage = Stage(Inputs(reference.arch.hidden_size))
     for index in range(hidden.count):
-        normed = rms_norm(hidden[index], (arch.hidden_size,), norm, arch.rms_norm_eps)
+        normed = reference.last_norm(hidden[index])
         stage.add(normed, fisher.tokens[HEAD][index], () if index % NOISE_BATCHES else sizes)
     return stage
 
@@ -174,8 +169,7 @@ def _losses(
     hidden: Spill,
 ) -> list[float]:
     weight = concatenate_rows([reference.weights[part] for part in matrix.parts])
-    count = min(SAMPLE_ROWS, matrix.rows)
-    index = torch.arange(count) * matrix.rows // count
+    index = spaced_rows(matrix.rows, SAMPLE_ROWS)
     sample = weight.permute_rows(index).read().float()
     gradients = torch.cat([fisher.rows[part] for part in matrix.parts])[index]
     tokens = hidden.count * hidden.shape[1]
@@ -185,7 +179,9 @@ def _losses(
 
     def loss(form: BlockFormat) -> float:
         weights = _loss(sample, form, stage.inputs, scheme, gradients) / tokens
-        return (weights + _noise_loss(sample, form, stage.noise, gradients)) * matrix.rows / count
+        return (
+            (weights + _noise_loss(sample, form, stage.noise, gradients)) * matrix.rows / len(index)
+        )
 
     return on_cores(loss, candidate_formats(matrix, scheme.quant))
 

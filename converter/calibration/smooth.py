@@ -1,4 +1,4 @@
-"""AWQ's scales for the folds of one layer, from the float layer on a part of the tokens."""
+"""AWQ's scales for the folds of one layer, or of lm_head."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from converter.calibration.folds import FOLDS, Fold, apply_fold, input_groups
+from converter.calibration.folds import Fold, fold_prefix, folds_of, input_groups
 from converter.calibration.inputs import Inputs, restored
 from converter.calibration.parallel import on_cores
 from converter.calibration.rounding import Scheme, sample_rows
@@ -22,7 +22,7 @@ SAMPLE_ROWS = 64
 
 def find_folds(
     weights: Mapping[str, Weight],
-    layer: int,
+    name: str,
     inputs: Mapping[str, Inputs],
     forms: Mapping[str, BlockFormat],
     scheme: Scheme,
@@ -30,39 +30,23 @@ def find_folds(
 ) -> dict[str, torch.Tensor]:
     """Scales of each fold's producer, float32 (channels,), by the fold's name.
 
-    `inputs` holds the float layer's statistics by stage, `forms` the formats by part. A fold whose
-    best scales are the identity is left out.
+    `name` is `layers.N` or `lm_head`; `inputs` holds the statistics by stage, `forms` the formats
+    by part. A fold whose best scales are the identity is left out.
     """
+    prefix = fold_prefix(name)
 
     def search(fold: Fold) -> AwqScales:
-        samples = [
-            sample_rows(weights[f"layers.{layer}.{part}"], SAMPLE_ROWS) for part in fold.consumers
-        ]
+        samples = [sample_rows(weights[prefix + part], SAMPLE_ROWS) for part in fold.consumers]
         return awq_search(
             samples,
             inputs[fold.stage].hessian,
             _rounding(forms[fold.consumers[0]], scheme),
             groups=input_groups(fold, arch),
-            sample_rows=SAMPLE_ROWS,
         )
 
-    folds = [fold for fold in FOLDS if all(part in forms for part in fold.consumers)]
+    folds = [fold for fold in folds_of(name) if all(part in forms for part in fold.consumers)]
     results = zip(folds, on_cores(search, folds), strict=True)
     return {fold.name: scales.producer for fold, scales in results if scales.exponent > 0}
-
-
-def fold_layer(
-    weights: Mapping[str, Weight],
-    layer: int,
-    scales: Mapping[str, torch.Tensor],
-    arch: Architecture,
-) -> dict[str, Weight]:
-    """All of the decoder's weights, those of one layer folded by `scales` (by the fold's name)."""
-    found = dict(weights)
-    for fold in FOLDS:
-        if fold.name in scales:
-            found = apply_fold(found, layer, fold, scales[fold.name], arch)
-    return found
 
 
 def _rounding(

@@ -13,21 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import rms_norm
 
 from converter.cache import Cache
-from converter.calibration.fisher import HEAD
 from converter.calibration.inputs import Inputs
 from converter.calibration.layer import STAGES, LayerStages, check_weights
 from converter.calibration.spill import Spill
 from converter.calibration.tokens import CalibrationTokens
+from converter.model.decoder import HEAD
 from converter.model.reference import Reference
+from converter.progress import Advance
 from converter.weights.safetensors_file import open_safetensors, write_safetensors
 from converter.weights.weight import TensorWeight
 
 FILE = "statistics.safetensors"
 
-Advance = Callable[[int, int, str], None]
 TokenWeights = Callable[[str, slice], torch.Tensor | None]
 """(stage's name, sequences) to the weight of each token, or None where all weigh alike."""
 
@@ -75,11 +74,7 @@ class FloatStatistics:
         return found
 
     def _gather(self) -> None:
-        count, length = self._tokens.ids.shape
-        shape = (1, length, self._reference.arch.hidden_size)
-        hidden = Spill(self._cache.folder, count, shape)
-        for index, row in enumerate(self._tokens.ids):
-            hidden[index] = self._reference.embed(row[None]).float()
+        hidden = self._tokens.embedded(self._reference, self._cache.folder)
         with torch.no_grad():
             for number in range(self._count):
                 self._advance(number, self._count, f"float statistics, layer {number + 1}")
@@ -120,18 +115,14 @@ class FloatStatistics:
 
     def _head(self, folder: Path, hidden: Spill) -> None:
         arch, inputs = self._reference.arch, Inputs(self._reference.arch.hidden_size)
-        norm = self._reference.weights["norm"].read().float()
         for index in self._tokens.batches(arch.intermediate_size):
-            normed = rms_norm(hidden[index], (arch.hidden_size,), norm, arch.rms_norm_eps)
-            self._add(inputs, normed, HEAD, index)
+            self._add(inputs, self._reference.last_norm(hidden[index]), HEAD, index)
         write_inputs(folder, {HEAD: inputs})
 
     def _add(self, inputs: Inputs, state: torch.Tensor, name: str, index: slice) -> None:
         weights = self._weights(name, index)
-        if index.start < self._tokens.count - self._tokens.held:
-            inputs.add(state, weights)
-        else:
-            inputs.hold(state, weights)
+        gather = inputs.hold if self._tokens.judges(index) else inputs.add
+        gather(state, weights)
 
 
 def write_inputs(folder: Path, found: Mapping[str, Inputs]) -> None:

@@ -11,7 +11,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+from converter.calibration.spill import Spill
 from converter.model.decoder import Decoder
+from converter.model.reference import Reference
 from converter.quality.folder_tokenizer import FolderTokenizer
 from converter.quality.texts import calibration_chunks, load_text
 from converter.recipe import CalibrationConfig
@@ -39,6 +41,17 @@ class CalibrationTokens:
     @property
     def count(self) -> int:
         return int(self.ids.shape[0])
+
+    def judges(self, index: slice) -> bool:
+        """Whether the sequences of a batch judge; those of others are calibrated on."""
+        return bool(index.start >= self.count - self.held)
+
+    def embedded(self, reference: Reference, folder: Path) -> Spill:
+        """The embeddings of all sequences, float32 (1, length, hidden_size) each, in `folder`."""
+        hidden = Spill(folder, self.count, (1, self.ids.shape[1], reference.arch.hidden_size))
+        for index, row in enumerate(self.ids):
+            hidden[index] = reference.embed(row[None])
+        return hidden
 
     def batches(self, columns: int) -> list[slice]:
         """`sequence_batches` of these; none has sequences of both kinds."""

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import rms_norm
 
 from converter.cache import Cache, key_hash
-from converter.calibration.fisher import HEAD, Fisher
-from converter.calibration.folds import FOLDS, input_scales
+from converter.calibration.fisher import Fisher
+from converter.calibration.folds import apply_folds, folds_of, input_scales
 from converter.calibration.inputs import Inputs, restored
 from converter.calibration.layer import STAGES, LayerStages, check_weights
 from converter.calibration.rounding import (
@@ -30,13 +29,15 @@ from converter.calibration.rounding import (
     round_matrix,
     sample_rows,
 )
-from converter.calibration.smooth import find_folds, fold_layer
+from converter.calibration.smooth import find_folds
 from converter.calibration.spill import Spill
 from converter.calibration.statistics import FloatStatistics
 from converter.calibration.store import HIDDEN, Layer, read_layer, write_layer
 from converter.calibration.tokens import CalibrationTokens
 from converter.errors import ConvertError, Problem
+from converter.model.decoder import HEAD
 from converter.model.reference import Reference
+from converter.progress import Advance
 from converter.quality.charts import LinearError
 from converter.quantization.formats import Matrix
 from converter.quantization.rtn import BlockFormat
@@ -46,8 +47,6 @@ from converter.weights.weight import Weight, concatenate_rows
 FOLD_TOKENS = 2048
 """AWQ's scales are searched on about so many tokens, from sequences spread over all."""
 
-Advance = Callable[[int, int, str], None]
-
 
 @dataclass
 class Walk:
@@ -56,6 +55,7 @@ class Walk:
     Attributes:
         reference: the float model, in the type of the matrix products.
         embedding: the embedding as it will be shipped.
+        shares_head: whether it will share lm_head's codes.
         forms: format of every matrix of the graph, by name; one without stays in float.
         key: what decides the result, apart from the layer's number.
         statistics: of the float model, to round against; None rounds each linear against the
@@ -64,6 +64,7 @@ class Walk:
 
     reference: Reference
     embedding: Weight
+    shares_head: bool
     matrices: Sequence[Matrix]
     forms: Mapping[str, BlockFormat]
     scheme: Scheme
@@ -151,19 +152,16 @@ class Walk:
 
     def _hidden_at(self, done: int, found: Mapping[str, Layer]) -> Spill:
         """Hidden states after `done` layers: stored ones, or the finished layers run again."""
-        hidden = self._spill(self.reference.arch.hidden_size, torch.float32)
         done = min(done, self.reference.arch.num_hidden_layers)
-        for number in range(done, 0, -1):
-            folder = self.cache.find(self._hidden_key(number))
-            if folder is not None:
-                hidden.load(folder / HIDDEN)
-                break
+        stored = ((n, self.cache.find(self._hidden_key(n))) for n in range(done, 0, -1))
+        number, folder = next(((n, folder) for n, folder in stored if folder), (0, None))
+        if folder is not None:
+            hidden = self._spill(self.reference.arch.hidden_size, torch.float32)
+            hidden.load(folder / HIDDEN)
         else:
-            number = 0
             table = {"embed_tokens": self.embedding}
             embedder = Reference(self.reference.arch, table, torch.float32)
-            for index, row in enumerate(self.tokens.ids):
-                hidden[index] = embedder.embed(row[None])
+            hidden = self.tokens.embedded(embedder, self.cache.folder)
         with torch.no_grad():
             for layer in range(number, done):
                 self._run_again(hidden, layer, found[f"layers.{layer}"])
@@ -171,7 +169,8 @@ class Walk:
 
     def _run_again(self, hidden: Spill, number: int, layer: Layer) -> None:
         """Hidden states after a layer that is finished already."""
-        weights = fold_layer(self.reference.weights, number, layer.folds, self.reference.arch)
+        arch, name = self.reference.arch, f"layers.{number}"
+        weights = apply_folds(self.reference.weights, name, layer.folds, arch)
         with self._stages(number, weights) as stages:
             for matrix in self._matrices(number):
                 read, columns = layer.rounding(matrix.name, matrix.columns), matrix.columns
@@ -183,12 +182,10 @@ class Walk:
     # One layer
 
     def _layer(self, folder: Path, hidden: Spill, number: int) -> None:
-        arch, weights = self.reference.arch, self.reference.weights
-        folds: dict[str, torch.Tensor] = {}
+        arch, folds = self.reference.arch, dict[str, torch.Tensor]()
         if self.scheme.quant.smooth == "awq":
             folds = self._find_folds(hidden, number)
-        after = fold_layer(weights, number, folds, arch)
-        plain = fold_layer({**weights, **self._plainly_rounded(number)}, number, folds, arch)
+        after, plain = self._folded(number, folds)
         work = _LayerWork(self, number, after, plain)
         with self._stages(number, after) as stages:
             context = self._spill(arch.num_attention_heads * arch.head_dim, self.reference.dtype)
@@ -219,22 +216,35 @@ class Walk:
         write_layer(folder, work.rounded, work.errors, folds)
 
     def _shared_layer(self, folder: Path, number: int, statistics: FloatStatistics) -> None:
-        arch, weights = self.reference.arch, self.reference.weights
         inputs, folds = statistics.layer(number), dict[str, torch.Tensor]()
         self._check_inputs(inputs, number)
         if self.scheme.quant.smooth == "awq":
             folds = self._search_folds(inputs, number)
-            for fold in FOLDS:
-                if fold.name in folds:
-                    inputs[fold.stage].divide(input_scales(fold, folds[fold.name], arch))
-        after = fold_layer(weights, number, folds, arch)
-        plain = fold_layer({**weights, **self._plainly_rounded(number)}, number, folds, arch)
+            self._divide(inputs, folds, f"layers.{number}")
+        after, plain = self._folded(number, folds)
         work = _LayerWork(self, number, after, plain)
         for stage in STAGES:
             for matrix in self.stage_matrices(number, stage):
                 work.round(matrix, inputs[stage])
             del inputs[stage]
         write_layer(folder, work.rounded, work.errors, folds)
+
+    def _folded(
+        self, number: int, folds: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, Weight], dict[str, Weight]]:
+        """All weights with a layer's folds, and the same with that layer plainly rounded before."""
+        weights, arch, name = self.reference.weights, self.reference.arch, f"layers.{number}"
+        plain = {**weights, **self._plainly_rounded(number)}
+        return apply_folds(weights, name, folds, arch), apply_folds(plain, name, folds, arch)
+
+    def _divide(
+        self, inputs: Mapping[str, Inputs], folds: Mapping[str, torch.Tensor], name: str
+    ) -> None:
+        """Make statistics by stage those of the folded weights' inputs."""
+        for fold in folds_of(name):
+            if fold.name in folds:
+                scales = input_scales(fold, folds[fold.name], self.reference.arch)
+                inputs[fold.stage].divide(scales)
 
     def _find_folds(self, hidden: Spill, number: int) -> dict[str, torch.Tensor]:
         """AWQ's scales from the float layer, on some of the sequences."""
@@ -257,30 +267,35 @@ class Walk:
             for part in matrix.parts
         }
         weights, arch = self.reference.weights, self.reference.arch
-        return find_folds(weights, number, inputs, forms, self.scheme, arch)
+        return find_folds(weights, f"layers.{number}", inputs, forms, self.scheme, arch)
 
     def _check_inputs(self, inputs: Mapping[str, Inputs], number: int) -> None:
         for stage, entry in inputs.items():
             check_finite(entry.diagonal, f"layer {number} ({stage})")
 
     def _head(self, folder: Path, hidden: Spill) -> None:
-        arch, weights = self.reference.arch, self.reference.weights
-        norm, inputs = weights["norm"].read().float(), Inputs(arch.hidden_size)
+        inputs = Inputs(self.reference.arch.hidden_size)
         for index in self.batches():
-            normed = rms_norm(hidden[index], (arch.hidden_size,), norm, arch.rms_norm_eps)
-            self.gather(inputs, normed, HEAD, index)
+            self.gather(inputs, self.reference.last_norm(hidden[index]), HEAD, index)
         self._round_head(folder, inputs)
 
     def _round_head(self, folder: Path, inputs: Inputs) -> None:
         arch, weights = self.reference.arch, self.reference.weights
         check_finite(inputs.diagonal, "the last norm")
-        matrix, form = self.matrices[-1], self.forms[HEAD]
-        rounded = round_matrix(weights[HEAD], form, inputs, self.scheme)
+        form, columns, folds = self.forms[HEAD], arch.hidden_size, dict[str, torch.Tensor]()
         sample = sample_rows(weights[HEAD], JUDGED_ROWS)
-        plain = restored(self.scheme.plain(sample, form), form, matrix.columns)
-        error = LinearError(None, HEAD, inputs.relative_error(sample, plain), rounded.error)
+        plain = restored(self.scheme.plain(sample, form), form, columns)
+        before = inputs.relative_error(sample, plain)
+        if self.scheme.quant.smooth == "awq" and not self.shares_head:
+            statistics, forms = {HEAD: inputs}, {HEAD: form}
+            folds = find_folds(weights, HEAD, statistics, forms, self.scheme, arch)
+            self._divide(statistics, folds, HEAD)
+        rounded = round_matrix(
+            apply_folds(weights, HEAD, folds, arch)[HEAD], form, inputs, self.scheme
+        )
+        error = LinearError(None, HEAD, before, rounded.error)
         self.report(arch.num_hidden_layers, error)
-        write_layer(folder, {HEAD: rounded}, [error], {})
+        write_layer(folder, {HEAD: rounded}, [error], folds)
 
     # What layers share
 
@@ -290,11 +305,8 @@ class Walk:
 
     def gather(self, inputs: Inputs, state: torch.Tensor, name: str, index: slice) -> None:
         """Add some sequences' inputs to the statistics, or hold them back for judging."""
-        weights = self.token_weights(name, index)
-        if index.start < self.tokens.count - self.tokens.held:
-            inputs.add(state, weights)
-        else:
-            inputs.hold(state, weights)
+        gather = inputs.hold if self.tokens.judges(index) else inputs.add
+        gather(state, self.token_weights(name, index))
 
     def report(self, layer: int, error: LinearError) -> None:
         """Tell the progress: where the walk is, the linear's error, and the time left."""

@@ -12,9 +12,10 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
-MODEL_FILE = "model.onnx"
-LAST_TOKEN = "/lm_head/last_token/"
-"""Prefix of the nodes that keep each prompt's last token only (passes/graph.py)."""
+from converter.folder.model_writer import MODEL_FILE
+
+LAST_TOKEN = "/lm_head/last_token/Gather"
+"""Name of the node that keeps each prompt's last token only (passes/graph.py)."""
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 """onnxruntime's session option for the place of the data file of a model given as bytes."""
 
@@ -73,7 +74,7 @@ def _cast_initializer(graph: ir.Graph, value: ir.Value) -> None:
 
 def _keep_all_tokens(model: ir.Model) -> None:
     for node in model.graph:
-        if node.name == LAST_TOKEN + "Gather":
+        if node.name == LAST_TOKEN:
             (kept,), hidden = node.outputs, node.inputs[0]
             assert hidden is not None
             for user, place in list(kept.uses()):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from converter.folder.model_writer import MODEL_FILE
 from converter.model.architecture import Architecture
 from converter.recipe import TargetConfig
 from converter.speed.cores import physical_cores
@@ -88,7 +89,7 @@ def _decoder(arch: Architecture, target: TargetConfig) -> dict[str, Any]:
     }
     return {
         "session_options": session_options(target),
-        "filename": "model.onnx",
+        "filename": MODEL_FILE,
         "head_size": arch.head_dim,
         "hidden_size": arch.hidden_size,
         "inputs": inputs,

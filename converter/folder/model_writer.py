@@ -17,6 +17,7 @@ import torch
 
 from converter.artifacts import WeightTensor
 from converter.errors import ConvertError
+from converter.progress import Advance
 from converter.weights.quantized import not_finite
 from converter.weights.weight import GroupPart, RowGroup, Weight, tensor_bytes
 
@@ -79,7 +80,7 @@ def write_model(
     model: ir.Model,
     folder: Path,
     threads: int | None = None,
-    advance: Callable[[int, int, str], None] = lambda done, total, detail: None,
+    advance: Advance = lambda done, total, detail: None,
 ) -> int:
     """Write model.onnx and its data file into `folder`.
 
@@ -176,9 +177,7 @@ def _write(descriptor: int, tile: torch.Tensor, offset: int) -> None:
         buffer, offset = buffer[count:], offset + count
 
 
-def _run_tasks(
-    tasks: Sequence[_Task], threads: int, total: int, advance: Callable[[int, int, str], None]
-) -> None:
+def _run_tasks(tasks: Sequence[_Task], threads: int, total: int, advance: Advance) -> None:
     # Each worker computes on one core: tiles are independent, and PyTorch's own threads would
     # only wait for each other.
     before = torch.get_num_threads()

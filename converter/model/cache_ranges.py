@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from converter.model.reference import Reference
-
-Advance = Callable[[int, int, str], None]
+from converter.progress import Advance
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from typing import Any
 from converter.errors import ConvertError, Problem
 from converter.weights.weight import Weight
 
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+"""Files of which a tokenizer needs one."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -27,6 +30,11 @@ class Checkpoint:
     """Folder of the tokenizer and generation config; None when the source has no tokenizer."""
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether one of `TOKENIZERS` lies beside the weights."""
+        return self.folder is not None and any((self.folder / n).is_file() for n in TOKENIZERS)
 
     @property
     def generation_config(self) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from converter.weights.weight import Weight
 FUSED = {"qkv_proj": ("q", "k", "v"), "q_proj": ("q",), "k_proj": ("k",), "v_proj": ("v",)}
 """Projections that carry attention heads in their rows, and which parts each holds."""
 BIAS = "_bias"
+HEAD = "lm_head"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -36,9 +37,6 @@ class Decoder:
     checkpoint: Checkpoint
     ignored: tuple[str, ...] = field(default=())
     """Checkpoint tensors that carry nothing the graph needs."""
-
-    def has(self, name: str) -> bool:
-        return name in self.weights
 
 
 def published_shapes(layout: LayoutConfig, arch: Architecture) -> dict[str, tuple[int, ...]]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.functional import rms_norm
 
 from converter.model.architecture import Architecture
 from converter.model.decoder import BIAS
@@ -100,6 +101,11 @@ class Reference:
             with self.layer(number) as module:
                 hidden = self.run_layer(module, hidden)
         return hidden
+
+    def last_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What lm_head reads, float32 like the `hidden` states (…, hidden_size)."""
+        weight = self.weights["norm"].read().float()
+        return rms_norm(hidden, (self.arch.hidden_size,), weight, self.arch.rms_norm_eps)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 logits (…, vocab_size) of hidden states, the last norm included."""

@@ -7,7 +7,6 @@ the list of its passes, `olive/olive_config.json` in the package olive-ai.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -15,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConvertError, Problem, raise_if
+from converter.folder.model_writer import MODEL_FILE
 from converter.recipe import LEFT_IN_FLOAT, OliveConfig, QuantConfig, Recipe
 from converter.schema import nearest_names
+from converter.teams.trust import OUTSIDE
 
 MODULES = "olive.passes.onnx."
 HEAD, EMBEDDING = "/lm_head/MatMul", "/model/embed_tokens/Gather"
 """Names of the nodes in the graph that `graph` builds."""
 RENAMING = ("OnnxBlockWiseRtnQuantization", "OnnxHqqQuantization")
 """Passes that call the output of a node that they replace NAME_Q4, the graph's `logits` too."""
-OUTSIDE = re.compile(r"(_path|_dir|_dirs|_file|_script|_func|data_config|external_data_name)$")
-"""Settings that read, run or write something outside of the recipe and the output folder."""
 WORKFLOW_REFUSED = ("search_strategy", "data_configs", "packaging_config")
 OWN_KEYS = ("type", "config", "host", "evaluator")
 """Keys of a pass in a workflow file; all others count as its settings."""
@@ -236,7 +235,7 @@ def workflow_of(recipe: Recipe, folder: Path, files: Iterable[str], output: str)
         "input_model": {
             "type": "ONNXModel",
             "model_path": str(folder),
-            "onnx_file_name": "model.onnx",
+            "onnx_file_name": MODEL_FILE,
             "model_attributes": {"additional_files": [str(folder / name) for name in files]},
         },
         "systems": {
@@ -259,7 +258,7 @@ def workflow_of(recipe: Recipe, folder: Path, files: Iterable[str], output: str)
 def rtn_passes(recipe: Recipe) -> Iterator[PlannedPass]:
     """The recipe's rounding to nearest, as passes of Olive."""
     quant, renamed = recipe.quant, ""
-    level = recipe.target.accuracy_level if quant.accuracy_level is None else quant.accuracy_level
+    level = recipe.accuracy_level
     own = {HEAD: quant.lm_head, EMBEDDING: quant.embedding}
     forms = {
         node: (

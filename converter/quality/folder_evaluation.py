@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converter.progress import Advance
 from converter.quality.folder_tokenizer import FolderTokenizer
 from converter.quality.reference_file import ReferenceFile
 from converter.quality.runtime_logits import folder_logits
@@ -21,8 +22,6 @@ from converter.recipe import EvaluateConfig
 REPORT = "report"
 REPORT_FILE = "evaluate.json"
 PICTURE = "kld.png"
-
-Advance = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

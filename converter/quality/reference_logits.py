@@ -9,7 +9,6 @@ the same weights that is evaluated on the same tokens.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -18,6 +17,7 @@ import numpy as np
 
 from converter.cache import Cache, key_hash
 from converter.model.decoder import Decoder
+from converter.progress import Advance
 from converter.quality.reference_file import (
     ReferenceFile,
     ReferenceHeader,
@@ -40,8 +40,6 @@ SPILLED_BYTES = 2**28
 """Hidden states of more bytes than this lie in a temporary file."""
 HEAD_BYTES = 2**28
 """Logits computed at a time, so that lm_head is read once for several chunks."""
-
-Advance = Callable[[int, int, str], None]
 
 
 def stored_reference(

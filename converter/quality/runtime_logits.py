@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ConvertError, Problem
-from converter.folder.cpu_model import MODEL_FILE, full_logits_session
+from converter.folder.cpu_model import full_logits_session
+from converter.folder.model_writer import MODEL_FILE
 
 _CACHE_TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,

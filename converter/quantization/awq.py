@@ -50,30 +50,27 @@ def awq_search(
     round_weight: Round,
     *,
     groups: Tensor | None = None,
-    sample_rows: int = 256,
 ) -> AwqScales:
     """Find the scales of one fold; the identity is a candidate.
 
     Args:
-        weights: the linears that read the same inputs, each [N_i, K].
+        weights: of the linears that read the same inputs the rows to judge by, float32 [N_i, K].
         hessian: XᵀX of these inputs [K, K].
         round_weight: rounds a weight; it is given diag(H) as the scaled inputs have it.
         groups: int64 [K], the producer's channel that each input comes from, where several inputs
             share one (`kv_channel_groups`); every input its own by default.
-        sample_rows: rows of each linear on which a candidate is judged, evenly spaced.
     """
     groups = torch.arange(hessian.shape[0]) if groups is None else groups
-    samples = [_sample(weight, sample_rows) for weight in weights]
     hessian = hessian.to(torch.float32)
-    plain = _errors(samples, hessian, round_weight, torch.ones(hessian.shape[0]))
+    plain = _errors(weights, hessian, round_weight, torch.ones(hessian.shape[0]))
     best, best_error, best_exponent = torch.ones(int(groups.max()) + 1), 1.0, 0.0
     inputs = _group_mean(hessian.diagonal(), groups).sqrt()
-    magnitude = torch.stack([_magnitude(sample) for sample in samples]).mean(0)
+    magnitude = torch.stack([_magnitude(weight) for weight in weights]).mean(0)
     magnitude = _group_mean(magnitude, groups)
     for exponent in _EXPONENTS:
         for power in dict.fromkeys((0.0, 1 - exponent)):
             scales = _normalise(inputs**exponent / magnitude.clamp(min=1e-9) ** power, inputs > 0)
-            errors = _errors(samples, hessian, round_weight, scales[groups])
+            errors = _errors(weights, hessian, round_weight, scales[groups])
             error = _relative(errors, plain)
             if error < best_error:
                 best, best_error, best_exponent = scales, error, exponent
@@ -91,25 +88,14 @@ def kv_channel_groups(num_attention_heads: int, num_key_value_heads: int, head_d
     return channels.expand(-1, queries, -1).flatten()
 
 
-def fold_hessian(hessian: Tensor, scales: Tensor) -> Tensor:
-    """H of the inputs after they are divided by `scales` [K]."""
-    inverse = scales.to(hessian.dtype).reciprocal()
-    return hessian * inverse[:, None] * inverse
-
-
-def _sample(weight: Tensor, rows: int) -> Tensor:
-    count = min(rows, weight.shape[0])
-    return weight[torch.arange(count) * weight.shape[0] // count].to(torch.float32)
-
-
 def _errors(
-    samples: Sequence[Tensor], hessian: Tensor, round_weight: Round, scales: Tensor
+    weights: Sequence[Tensor], hessian: Tensor, round_weight: Round, scales: Tensor
 ) -> list[float]:
     """tr(ΔW H ΔWᵀ) of each linear with its columns scaled, rounded and scaled back."""
     diagonal = hessian.diagonal() / scales.square()
     return [
-        hessian_error(sample, round_weight(sample * scales, diagonal) / scales, hessian)
-        for sample in samples
+        hessian_error(weight, round_weight(weight * scales, diagonal) / scales, hessian)
+        for weight in weights
     ]
 
 

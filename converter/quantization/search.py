@@ -36,13 +36,6 @@ def block_importance(diagonal: Tensor, form: BlockFormat) -> Tensor:
     return torch.where(blocks.sum(-1, keepdim=True) <= 0, real, blocks)
 
 
-def weighted_error(weight: Tensor, quantized: Codes, diagonal: Tensor, form: BlockFormat) -> float:
-    """sum over rows and inputs of h_k (w - ŵ)², the objective of `search_blocks`."""
-    rounded = quantized.dequantize(form)[:, : weight.shape[1]]
-    difference = weight.to(torch.float64) - rounded.to(torch.float64)
-    return float((difference.square() @ diagonal.to(torch.float64)).sum())
-
-
 def search_blocks(
     weight: Tensor,
     diagonal: Tensor,

@@ -13,7 +13,7 @@ import errno
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from converter.errors import ConvertError, Problem, raise_if
 from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint, read_json
 from converter.model.decoder import published_shapes
-from converter.progress import format_bytes
+from converter.progress import Advance, format_bytes
 from converter.recipe import LayoutConfig
 from converter.sources.local import SAFETENSORS, WeightForm, open_local, read_index, weight_form
 from converter.weights.safetensors_file import DTYPES, open_safetensors
@@ -44,8 +44,6 @@ SMALL_FILES = (
 """Configs and tokenizer files that are fetched when the repository has them."""
 LIST_SECONDS = 30.0
 """How long the hub may take to list a repository."""
-
-Advance = Callable[[int, int, str], None]
 
 
 class HubUnreachableError(ConvertError):

@@ -13,12 +13,13 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConvertError, Problem
+from converter.progress import Advance
 from converter.speed.cores import physical_cores
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def bench(
     prompt_lengths: Sequence[int],
     new_tokens: int,
     rounds: int,
-    advance: Callable[[int, int, str], None] = lambda done, total, detail: None,
+    advance: Advance = lambda done, total, detail: None,
 ) -> Report:
     """Measure `folders` in turn, `rounds` times.
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from converter.progress import Advance
 from converter.speed.benchmarking import CONFIG, run_once
 from converter.speed.cores import physical_cores
 
@@ -78,7 +79,7 @@ def tune(
     prompt_lengths: Sequence[int] = PROMPT_LENGTHS,
     new_tokens: int = NEW_TOKENS,
     rounds: int = ROUNDS,
-    advance: Callable[[int, int, str], None] = lambda done, total, detail: None,
+    advance: Advance = lambda done, total, detail: None,
 ) -> Tuned:
     """Try settings on `folder` (for the CPU provider); it stays as it is.
 

@@ -28,9 +28,10 @@ _DEFAULT = re.compile(r"(?:override )?/?([a-z_]+)")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*(\.[A-Za-z0-9_+-]+)*")
 _PACKAGE = re.compile(r"^\s*#\s*@\s*package\b(.*)$", re.MULTILINE)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-_OUTSIDE = re.compile(
+OUTSIDE = re.compile(
     r"(_path|_paths|_dir|_dirs|_file|_files|_script|_func|data_config|external_data_name)$"
 )
+"""Settings of Olive that read, run or write something outside of the recipe and its output."""
 FREE_TEXT = ("verify.prompt",)
 """Keys whose value is read as text and never as a name."""
 NODE_NAMES = "olive.passes."
@@ -313,7 +314,7 @@ def _place_problems(
         yield _problem(label, f"sets {path}", expected)
     elif parent in RUNTIME_OPTIONS and key not in RUNTIME_OPTIONS[parent]:
         yield _problem(label, f"sets {path}", "runtime settings known to open no file")
-    elif path.startswith(NODE_NAMES) and _OUTSIDE.search(key):
+    elif path.startswith(NODE_NAMES) and OUTSIDE.search(key):
         yield _problem(label, f"sets {path}", "settings that name no file or code")
 
 

@@ -63,19 +63,22 @@ def test_folds_reach_norms_biases_and_separate_projections(
     words += ["calibration.tokens=512", "calibration.sequence_length=64"]
     graph = build(*words, until="quantize", bias=True)
     plain = build(*words, until="graph", bias=True)
-    norm = "model.layers.0.input_layernorm.weight"
-    before, after = (
-        model.graph.initializers[norm].const_value.numpy() for model in (plain.model, graph.model)
-    )
-    assert not np.allclose(before, after)
+    for norm in ("model.layers.0.input_layernorm.weight", "model.norm.weight"):
+        before, after = (
+            item.model.graph.initializers[norm].const_value.numpy() for item in (plain, graph)
+        )
+        assert not np.allclose(before, after)
     ids = torch.arange(3, 43)[None]
     reference = Reference(graph.decoder.architecture, graph.shipped)
     expected = reference.logits(reference.hidden_states(ids))
     assert torch.allclose(run_graph(graph.model, tmp_path, ids), expected, atol=2e-4)
 
 
-def test_a_tied_head_shares_its_calibrated_codes(build: Callable[..., Any], tmp_path: Path) -> None:
-    words = ["quant=gptq", "quant.accuracy_level=1", "calibration.tokens=512"]
+@pytest.mark.parametrize("quant", ["gptq", "awq"])
+def test_a_tied_head_shares_its_calibrated_codes(
+    build: Callable[..., Any], tmp_path: Path, quant: str
+) -> None:
+    words = [f"quant={quant}", "quant.accuracy_level=1", "calibration.tokens=512"]
     words += ["calibration.sequence_length=64"]
     graph = build(*words, until="quantize", tie_word_embeddings=True)
     assert isinstance(graph.model, ir.Model)

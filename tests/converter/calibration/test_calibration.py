@@ -15,7 +15,7 @@ from oracle import llama_of
 from converter.cache import Cache
 from converter.calibration.calibrate import calibrate, fast_bfloat16
 from converter.calibration.fisher import read_fisher, write_fisher
-from converter.calibration.folds import FOLDS, apply_fold
+from converter.calibration.folds import apply_folds, folds_of
 from converter.calibration.inputs import Inputs
 from converter.calibration.layer import LayerStages
 from converter.calibration.spill import Spill
@@ -54,18 +54,18 @@ def test_folds_leave_the_logits_equal(decoder: Decoder) -> None:
     arch, generator = decoder.architecture, torch.Generator().manual_seed(0)
     ids, weights = torch.arange(3, 43)[None], dict(decoder.weights)
     channels = {"value": arch.num_key_value_heads * arch.head_dim, "up": arch.intermediate_size}
-    for layer in range(arch.num_hidden_layers):
-        for fold in FOLDS:
+    for name in (*(f"layers.{layer}" for layer in range(arch.num_hidden_layers)), "lm_head"):
+        scales = {}
+        for fold in folds_of(name):
             count = channels.get(fold.name, arch.hidden_size)
-            scales = torch.empty(count).uniform_(0.2, 5, generator=generator)
-            weights = apply_fold(weights, layer, fold, scales, arch)
+            scales[fold.name] = torch.empty(count).uniform_(0.2, 5, generator=generator)
+        weights = apply_folds(weights, name, scales, arch)
     folded = Reference(arch, weights)
     found = folded.logits(folded.hidden_states(ids))
     expected = llama_of(decoder.checkpoint)(ids).logits
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert not torch.equal(
-        weights["layers.0.o_proj"].read(), decoder.weights["layers.0.o_proj"].read()
-    )
+    for name in ("layers.0.o_proj", "norm", "lm_head"):
+        assert not torch.equal(weights[name].read(), decoder.weights[name].read())
 
 
 def test_stages_compute_what_transformers_layer_does(decoder: Decoder) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from converter.quantization.rtn import BlockFormat, quantize_rtn
-from converter.quantization.search import search_blocks, weighted_error
+from converter.quantization.rtn import BlockFormat, Codes, quantize_rtn
+from converter.quantization.search import search_blocks
 
 FORMS = [
     BlockFormat(bits, block_size, symmetric)
@@ -23,12 +23,19 @@ def _heavy_tailed(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor,
     return weight, torch.exp(3 * torch.randn(columns, generator=generator))
 
 
+def weighted_error(
+    weight: torch.Tensor, diagonal: torch.Tensor, codes: Codes, form: BlockFormat
+) -> float:
+    difference = weight.double() - codes.dequantize(form)[:, : weight.shape[1]].double()
+    return float((difference.square() @ diagonal.double()).sum())
+
+
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("columns", [16, 64, 150])
 def test_search_is_never_worse_than_rtn_and_mostly_better(form: BlockFormat, columns: int) -> None:
     weight, diagonal = _heavy_tailed(40, columns)
-    plain = weighted_error(weight, quantize_rtn(weight, form), diagonal, form)
-    found = weighted_error(weight, search_blocks(weight, diagonal, form), diagonal, form)
+    plain = weighted_error(weight, diagonal, quantize_rtn(weight, form), form)
+    found = weighted_error(weight, diagonal, search_blocks(weight, diagonal, form), form)
     assert found <= plain * (1 + 1e-6)
     assert found < plain * 0.97
 
