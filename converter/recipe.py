@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from converter.errors import Problem
@@ -122,6 +122,10 @@ class QuantConfig:
     def mixed(self) -> bool:
         """Whether each matrix gets a format of its own under a budget."""
         return self.target_size is not None or self.bits_per_weight is not None
+
+    def without_budget(self) -> QuantConfig:
+        """The scheme for any budget: what decides codes once the formats are chosen."""
+        return replace(self, target_size=None, bits_per_weight=None)
 
     @property
     def calibrated(self) -> bool:
@@ -269,7 +273,8 @@ class Recipe:
     passes: list[str] = field(default_factory=list)
     """Names of the passes in the order in which they run."""
     threads: int | None = None
-    """Worker threads; null means all cores. The result does not depend on it."""
+    """Worker threads; null means all cores. Float weights and rtn's codes do not depend on it; a
+    calibrated scheme sums in another order, and its lock file says with how many it ran."""
     model: ModelConfig = field(default_factory=ModelConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     layout: LayoutConfig = field(default_factory=LayoutConfig)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from converter.artifacts import Graph, Package
-from converter.cache import Cache, cache_folder
+from converter.cache import FOLDER_VARIABLE, Cache, cache_folder
+from converter.disk import Room
 from converter.engine import Pass, Run
 from converter.errors import ConvertError, Problem
 from converter.folder.model_writer import data_size, model_weights, place_tensors
@@ -22,10 +23,12 @@ from converter.quality.folder_evaluation import (
     evaluate_folder,
     folder_chunks,
     replacing,
+    text_chunks,
     write_report,
 )
+from converter.quality.folder_tokenizer import source_tokenizer
 from converter.quality.memory import evaluation_memory
-from converter.quality.reference_logits import stored_reference
+from converter.quality.reference_logits import reference_disk, stored_reference
 from converter.quality.statistics import Estimate
 from converter.quality.texts import load_text
 from converter.recipe import Recipe
@@ -43,6 +46,7 @@ class Evaluate(Pass[Package, Package]):
 
     def __init__(self) -> None:
         self._summary = ""
+        self._chunks = 0
 
     def enabled(self, recipe: Recipe) -> bool:
         return recipe.evaluate.enabled
@@ -54,9 +58,24 @@ class Evaluate(Pass[Package, Package]):
             yield from _tokenizer_problems(decoder)
             yield from _length_problems(recipe, decoder)
         try:
-            load_text(recipe.evaluate.text, half="evaluation")
+            if decoder is not None and decoder.checkpoint.has_tokenizer:
+                chunks = text_chunks(source_tokenizer(decoder), recipe.evaluate)
+                self._chunks = len(chunks.input_ids)
+            else:
+                load_text(recipe.evaluate.text, half="evaluation")
         except ConvertError as error:
             yield from error.problems
+
+    def disk(self, recipe: Recipe, decoder: Decoder) -> Iterable[Room]:
+        cache = Cache(cache_folder())
+        needed = reference_disk(
+            recipe.evaluate,
+            decoder.architecture,
+            self._chunks,
+            cache.entries_of(decoder.checkpoint),
+        )
+        remedy = f"set {FOLDER_VARIABLE}=FOLDER on a disk with more room, or evaluate.max_chunks"
+        yield Room(cache.folder, needed, "the float model's logits", remedy)
 
     def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
         nbytes = data_size(place_tensors(model_weights(graph.model)))

@@ -7,6 +7,7 @@ so they come from the ranges on the calibration text, of the weights that the fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
@@ -55,8 +56,7 @@ class QuantizeCache(Pass[Graph, Graph]):
 
     def run(self, artifact: Graph, run: Run) -> Graph:
         tokens = calibration_tokens(artifact.decoder, run.recipe.calibration)
-        count, length = tokens.ids.shape
-        some = tokens.ids[:: max(1, count * length // TOKENS)]
+        some = tokens.ids[:: math.ceil(tokens.ids.numel() / TOKENS)]
         reference = Reference(artifact.decoder.architecture, artifact.shipped)
         ranges = cache_ranges(reference, some, run.progress.advance)
         quantize_caches(artifact.model, ranges)

@@ -18,7 +18,7 @@ from converter.disk import Room
 from converter.engine import Pass, Run
 from converter.errors import ConvertError, Problem
 from converter.model.checkpoint import TOKENIZERS
-from converter.model.decoder import BIAS, Decoder
+from converter.model.decoder import BIAS, EMBEDDING, HEAD, Decoder
 from converter.quality.texts import load_text
 from converter.quantization.formats import (
     budget_problems,
@@ -113,7 +113,7 @@ class Quantize(Pass[Graph, Graph]):
 def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | None = None) -> Graph:
     """The graph with quantized operators, rounded to nearest or with a calibration's codes."""
     quant, target, decoder = recipe.quant, recipe.target, artifact.decoder
-    head = calibrated.forms.get("lm_head") if calibrated else matrix_format("lm_head", quant)
+    head = calibrated.forms.get(HEAD) if calibrated else matrix_format(HEAD, quant)
     shipped, tied = dict(artifact.shipped), tied_format(quant, decoder, head)
     if calibrated:
         dtype = FLOAT_TYPES[target.float_type]
@@ -124,17 +124,17 @@ def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | No
         matrix = node.metadata_props.get(MATRIX)
         if matrix is None:
             continue
-        form = tied if matrix == "embed_tokens" and tied else matrix_format(matrix, quant)
+        form = tied if matrix == EMBEDDING and tied else matrix_format(matrix, quant)
         if form is None:
             continue
-        shared = table if matrix == "lm_head" and tied else None
-        codes = "lm_head" if matrix == "embed_tokens" and tied else matrix
+        shared = table if matrix == HEAD and tied else None
+        codes = HEAD if matrix == EMBEDDING and tied else matrix
         rounding = None
         if calibrated and codes in calibrated.roundings:
             form, rounding = calibrated.forms[codes], calibrated.roundings[codes]
         made = _replace(artifact.model.graph, node, form, recipe, shared, rounding)
         shipped |= split_rows(matrix, made.dequantized(), decoder)
-        table = made if matrix == "embed_tokens" else table
+        table = made if matrix == EMBEDDING else table
     return dataclasses.replace(artifact, shipped=shipped)
 
 
@@ -146,7 +146,7 @@ def _replace_constants(graph: ir.Graph, weights: Mapping[str, Weight], dtype: to
             value.const_value = WeightTensor(str(value.name), weight.cast(dtype))
     for node in graph:
         matrix = node.metadata_props.get(MATRIX)
-        if matrix is None or matrix in ("embed_tokens", "lm_head"):
+        if matrix is None or matrix in (EMBEDDING, HEAD):
             continue
         parts = [part + BIAS for part in matrix_parts(matrix)]
         if any(part not in weights for part in parts):
@@ -217,7 +217,9 @@ def _replace(
         flat=embedding or dequantize,
         signed=dequantize,
     )
-    label = "lm_head.MatMul.weight" if shared else str(table.name)
+    # A tied head reads the embedding's table; its codes have a name of their own.
+    head = node.metadata_props[MATRIX] == HEAD
+    label = "lm_head.MatMul.weight" if head else str(table.name)
     scales, widen = _scales(graph, label, matrix, table.const_value.dtype)
     if embedding:
         new = [_gather(node, _parts(graph, label, matrix, scales), form)]

@@ -54,6 +54,8 @@ class Calibrated:
     methods: Mapping[str, str]
     errors: tuple[LinearError, ...]
     tokens: CalibrationTokens
+    threads: int
+    """With other numbers of threads, sums are taken in another order, and some codes differ."""
 
     def facts(self) -> dict[str, Any]:
         """What the report and the lock file say."""
@@ -61,6 +63,7 @@ class Calibrated:
         return {
             "calibration_tokens": int(self.tokens.ids.numel()),
             "calibration_sha256": self.tokens.digest,
+            "threads": self.threads,
             "methods": {name: found.count(name) for name in sorted(set(found))},
             "formats": _counted(self.forms),
             "linears": [asdict(error) for error in self.errors],
@@ -93,14 +96,15 @@ def _calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance)
         "tokens": tokens.digest,
         "compute": str(dtype),
     }
-    key = {
+    key: dict[str, Any] = {
         **base,
-        "quant": asdict(recipe.quant),
+        "quant": asdict(recipe.quant.without_budget()),
         "matrices": [m.name for m in matrices],
         "scales": recipe.scale_type,
         "inputs": recipe.calibration.inputs,
     }
     fisher = _fisher(recipe, reference, tokens, cache, base, advance)
+    seeded = {"seed": recipe.calibration.seed} if fisher else {}
     forms = {m.name: form for m in matrices if (form := matrix_format(m.name, recipe.quant))}
     if recipe.quant.mixed and fisher is not None:
         rounds = recipe.rounds_activations
@@ -110,8 +114,10 @@ def _calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance)
                 folder, reference, matrices, scheme, tokens, fisher, cache, advance, rounds
             )
 
-        losses = read_losses(cache.get_or_make(_losses_key(recipe, key), measure))
+        entry = {**key, "entry": "losses", "int8 activations": rounds, **seeded}
+        losses = read_losses(cache.get_or_make(entry, measure))
         forms = choose_mixed(recipe, decoder, losses)
+    key |= {"forms": {name: asdict(form) for name, form in forms.items()}, **seeded}
     embedding, shared = _shipped_embedding(recipe, decoder, forms.get(HEAD))
     walk = Walk(
         reference,
@@ -127,22 +133,11 @@ def _calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance)
         advance,
     )
     if recipe.calibration.inputs == "float":
-        seed, weights = recipe.calibration.seed, recipe.quant.token_weights
-        gathered = {**base, "token_weights": weights, "seed": seed}
+        gathered = {**base, "token_weights": recipe.quant.token_weights, **seeded}
         walk.statistics = FloatStatistics(
             reference, tokens, walk.token_weights, cache, gathered, advance
         )
     return _collected(decoder, matrices, walk.run(), tokens)
-
-
-def _losses_key(recipe: Recipe, key: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the losses of the formats; they serve budgets of any size."""
-    return {
-        **key,
-        "quant": {**asdict(recipe.quant), "target_size": None, "bits_per_weight": None},
-        "entry": "losses",
-        "int8 activations": recipe.rounds_activations,
-    }
 
 
 @contextmanager
@@ -225,7 +220,8 @@ def _collected(
             roundings[matrix] = layer.rounding(matrix, columns[matrix])
         methods |= layer.methods
     errors = tuple(error for layer in layers.values() for error in layer.errors)
-    return Calibrated(weights, forms, roundings, methods, errors, tokens)
+    threads = torch.get_num_threads()
+    return Calibrated(weights, forms, roundings, methods, errors, tokens, threads)
 
 
 def _counted(forms: Mapping[str, BlockFormat]) -> dict[str, int]:

@@ -45,8 +45,8 @@ def calibration_disk(recipe: Recipe, decoder: Decoder, cache: Cache) -> int:
 def _serves(entry: Entry, recipe: Recipe) -> bool:
     """Whether a run of the recipe may find this entry of its checkpoint; a lower bound needs no
     more, so tokens and layout are not compared."""
-    quant = entry.key.get("quant")
-    return entry.key.get("pass") == "quantize" and quant in (None, asdict(recipe.quant))
+    quant, own = entry.key.get("quant"), asdict(recipe.quant.without_budget())
+    return entry.key.get("pass") == "quantize" and quant in (None, own)
 
 
 def hidden_disk(sizes: Sizes) -> int:

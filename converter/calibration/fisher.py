@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 
-from converter.calibration.layer import STAGES, LayerStages, check_weights
-from converter.calibration.spill import Spill
+from converter.calibration.layer import STAGES, LayerStages, check_finite, check_weights
 from converter.calibration.tokens import sequence_batches
+from converter.errors import ConvertError
 from converter.model.decoder import HEAD
 from converter.model.reference import Reference
 from converter.progress import Advance
+from converter.weights.quantized import not_finite
 from converter.weights.safetensors_file import open_safetensors, write_safetensors
+from converter.weights.spill import Spill
 from converter.weights.weight import TensorWeight
 
 FILE = "fisher.safetensors"
@@ -61,6 +63,10 @@ def write_fisher(
     Two passes over the weights; hidden states of every layer lie in files of `folder` meanwhile.
     """
     layers = reference.arch.num_hidden_layers
+    for name in ("norm", HEAD):
+        weight = reference.weights[name]
+        if not all(bool(torch.isfinite(weight.rows(*tile)).all()) for tile in weight.tiles()):
+            raise ConvertError(not_finite(weight.label, weight.dtype))
     states = _forward(folder, reference, ids, advance)
     found: dict[str, torch.Tensor] = {}
     gradients = Spill(folder, *_shape(ids, reference))
@@ -91,12 +97,15 @@ def _forward(
     states = [Spill(folder, *_shape(ids, reference), reference.dtype) for _ in range(layers + 1)]
     for index, row in enumerate(ids):
         states[0][index] = reference.embed(row[None])
+        check_finite(states[0][index], "the embedding")
     for number in range(layers):
         advance(number, 2 * layers, f"float model, layer {number + 1}/{layers}")
         with reference.layer(number) as module:
             check_weights(module, reference.weights, number)
             for batch in _batches(ids, reference):
-                states[number + 1][batch] = reference.run_layer(module, states[number][batch])
+                result = reference.run_layer(module, states[number][batch])
+                check_finite(result, f"layer {number}")
+                states[number + 1][batch] = result
     return states
 
 

@@ -13,7 +13,7 @@ import torch
 from torch.nn import Identity
 from torch.nn.functional import linear, rms_norm
 
-from converter.errors import ConvertError
+from converter.errors import ConvertError, Problem
 from converter.model.decoder import BIAS
 from converter.model.reference import Reference
 from converter.weights.quantized import not_finite
@@ -124,6 +124,18 @@ def check_weights(module: Any, weights: Mapping[str, Weight], number: int) -> No
             owner, kind = name.split(".")[-2:]
             canonical = f"layers.{number}.{owner}" + (BIAS if kind == "bias" else "")
             raise ConvertError(not_finite(weights[canonical].label, parameter.dtype))
+
+
+def check_finite(values: torch.Tensor, place: str) -> None:
+    """Raise ConvertError when activations, or their squares, are not finite."""
+    if not bool(torch.isfinite(values).all()):
+        raise ConvertError(
+            Problem(
+                f"The activations of {place} have NaN or infinite values on the calibration text.",
+                "finite activations, as a sound checkpoint gives",
+                "check the checkpoint, or set calibration.compute=fp32",
+            )
+        )
 
 
 def _parameter(values: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:

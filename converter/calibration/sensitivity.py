@@ -25,13 +25,13 @@ from converter.calibration.inputs import Inputs, restored, weighted
 from converter.calibration.layer import STAGES, LayerStages
 from converter.calibration.parallel import on_cores
 from converter.calibration.rounding import Scheme, round_sample, spaced_rows
-from converter.calibration.spill import Spill
 from converter.calibration.tokens import CalibrationTokens
 from converter.model.decoder import HEAD
 from converter.model.reference import Reference
 from converter.progress import Advance
 from converter.quantization.formats import CANDIDATES, Matrix, candidate_formats
 from converter.quantization.rtn import BlockFormat
+from converter.weights.spill import Spill
 from converter.weights.weight import concatenate_rows
 
 SAMPLE_ROWS = 128

@@ -40,7 +40,7 @@ def find_folds(
         return awq_search(
             samples,
             inputs[fold.stage].hessian,
-            _rounding(forms[fold.consumers[0]], scheme),
+            [_rounding(forms[part], scheme) for part in fold.consumers],
             groups=input_groups(fold, arch),
         )
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
-from converter.calibration.spill import Spill
 from converter.model.decoder import Decoder
 from converter.model.reference import Reference
-from converter.quality.folder_tokenizer import FolderTokenizer
+from converter.quality.folder_tokenizer import FolderTokenizer, source_tokenizer
 from converter.quality.texts import calibration_chunks, load_text
 from converter.recipe import CalibrationConfig
-from converter.tokenizer import prepare_tokenizer
+from converter.weights.spill import Spill
 
 BATCH_VALUES = 1 << 22
 """Values of the widest activations of sequences that run together: narrow models want several at
@@ -35,8 +32,10 @@ class CalibrationTokens:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the ids."""
-        return hashlib.sha256(self.ids.numpy().tobytes()).hexdigest()
+        """SHA-256 of the ids and of how they are cut into sequences."""
+        digest = hashlib.sha256(f"{tuple(self.ids.shape)}\0".encode())
+        digest.update(self.ids.numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def count(self) -> int:
@@ -79,12 +78,10 @@ def calibration_tokens(decoder: Decoder, config: CalibrationConfig) -> Calibrati
     Raises:
         ConvertError: the text is missing, empty, not UTF-8 or too short.
     """
-    folder = decoder.checkpoint.folder
-    if folder is None:
+    if decoder.checkpoint.folder is None:
         ids = _random_ids(decoder.architecture.vocab_size, config)
     else:
-        with TemporaryDirectory() as name:
-            ids = _text_ids(_tokenizer(decoder, folder, Path(name)), config)
+        ids = _text_ids(source_tokenizer(decoder), config)
     return CalibrationTokens(torch.from_numpy(ids), held_back(ids.shape[0]))
 
 
@@ -102,16 +99,6 @@ def _text_ids(tokenizer: FolderTokenizer, config: CalibrationConfig) -> np.ndarr
         seed=config.seed,
         bos_token_id=tokenizer.bos_token_id,
     )
-
-
-def _tokenizer(decoder: Decoder, source: Path, folder: Path) -> FolderTokenizer:
-    """The tokenizer as it will be packaged, written to `folder` and read back."""
-    files = prepare_tokenizer(source, decoder.architecture.vocab_size)
-    for name, content in files.files.items():
-        (folder / name).write_bytes(content)
-    config = {"model": {"bos_token_id": files.bos_token_id}}
-    (folder / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return FolderTokenizer(folder)
 
 
 def _random_ids(vocab_size: int, config: CalibrationConfig) -> np.ndarray:

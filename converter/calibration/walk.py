@@ -21,7 +21,7 @@ from converter.cache import Cache, key_hash
 from converter.calibration.fisher import Fisher
 from converter.calibration.folds import apply_folds, folds_of, input_scales
 from converter.calibration.inputs import Inputs, restored
-from converter.calibration.layer import STAGES, LayerStages, check_weights
+from converter.calibration.layer import STAGES, LayerStages, check_finite, check_weights
 from converter.calibration.rounding import (
     JUDGED_ROWS,
     Rounded,
@@ -30,18 +30,17 @@ from converter.calibration.rounding import (
     sample_rows,
 )
 from converter.calibration.smooth import find_folds
-from converter.calibration.spill import Spill
 from converter.calibration.statistics import FloatStatistics
 from converter.calibration.store import HIDDEN, Layer, read_layer, write_layer
 from converter.calibration.tokens import CalibrationTokens
-from converter.errors import ConvertError, Problem
-from converter.model.decoder import HEAD
+from converter.model.decoder import EMBEDDING, HEAD
 from converter.model.reference import Reference
 from converter.progress import Advance
 from converter.quality.charts import LinearError
 from converter.quantization.formats import Matrix
 from converter.quantization.rtn import BlockFormat
 from converter.weights.quantized import QuantizedMatrix
+from converter.weights.spill import Spill
 from converter.weights.weight import Weight, concatenate_rows
 
 FOLD_TOKENS = 2048
@@ -96,10 +95,11 @@ class Walk:
         for name in names:
             folder = self.cache.get_or_make(self._layer_key(name), self._maker(name, hidden))
             found[name] = read_layer(folder)
+            if name == HEAD:
+                break
             if self._made != name:  # another process was faster
                 hidden = self._hidden_at(len(found), found)
-            if name != HEAD:
-                self._keep(hidden, len(found))
+            self._keep(hidden, len(found))
         self._forget(arch.num_hidden_layers)
         return found
 
@@ -153,19 +153,28 @@ class Walk:
     def _hidden_at(self, done: int, found: Mapping[str, Layer]) -> Spill:
         """Hidden states after `done` layers: stored ones, or the finished layers run again."""
         done = min(done, self.reference.arch.num_hidden_layers)
-        stored = ((n, self.cache.find(self._hidden_key(n))) for n in range(done, 0, -1))
-        number, folder = next(((n, folder) for n, folder in stored if folder), (0, None))
-        if folder is not None:
-            hidden = self._spill(self.reference.arch.hidden_size, torch.float32)
-            hidden.load(folder / HIDDEN)
-        else:
-            table = {"embed_tokens": self.embedding}
-            embedder = Reference(self.reference.arch, table, torch.float32)
-            hidden = self.tokens.embedded(embedder, self.cache.folder)
+        number, hidden = self._stored_hidden(done)
         with torch.no_grad():
             for layer in range(number, done):
                 self._run_again(hidden, layer, found[f"layers.{layer}"])
         return hidden
+
+    def _stored_hidden(self, done: int) -> tuple[int, Spill]:
+        """The latest stored hidden states, after so many layers; after none the embeddings."""
+        for number in range(done, 0, -1):
+            folder = self.cache.find(self._hidden_key(number))
+            if folder is None:
+                continue
+            hidden = self._spill(self.reference.arch.hidden_size, torch.float32)
+            try:
+                hidden.load(folder / HIDDEN)
+            except FileNotFoundError:  # another process has gone on, and has just dropped them
+                hidden.close()
+            else:
+                return number, hidden
+        table = {EMBEDDING: self.embedding}
+        embedder = Reference(self.reference.arch, table, torch.float32)
+        return 0, self.tokens.embedded(embedder, self.cache.folder)
 
     def _run_again(self, hidden: Spill, number: int, layer: Layer) -> None:
         """Hidden states after a layer that is finished already."""
@@ -408,15 +417,3 @@ class _LayerWork:
         self.errors.append(error)
         walk.report(self._number, error)
         return rounded
-
-
-def check_finite(values: torch.Tensor, place: str) -> None:
-    """Raise ConvertError when activations, or their squares, are not finite."""
-    if not bool(torch.isfinite(values).all()):
-        raise ConvertError(
-            Problem(
-                f"The activations of {place} have NaN or infinite values on the calibration text.",
-                "finite activations, as a sound checkpoint gives",
-                "check the checkpoint, or set calibration.compute=fp32",
-            )
-        )

@@ -24,7 +24,7 @@ from converter.weights.weight import Weight
 FUSED = {"qkv_proj": ("q", "k", "v"), "q_proj": ("q",), "k_proj": ("k",), "v_proj": ("v",)}
 """Projections that carry attention heads in their rows, and which parts each holds."""
 BIAS = "_bias"
-HEAD = "lm_head"
+EMBEDDING, HEAD = "embed_tokens", "lm_head"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 

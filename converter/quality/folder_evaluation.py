@@ -78,7 +78,11 @@ def folder_chunks(folder: Path, config: EvaluateConfig) -> EvaluationChunks:
     Raises:
         ConvertError: the folder has no tokenizer; the text is missing, unreadable or too short.
     """
-    tokenizer = FolderTokenizer(folder)
+    return text_chunks(FolderTokenizer(folder), config)
+
+
+def text_chunks(tokenizer: FolderTokenizer, config: EvaluateConfig) -> EvaluationChunks:
+    """The text that `config` names as chunks of a tokenizer's tokens; errors as `folder_chunks`."""
     return evaluation_chunks(
         load_text(config.text, half="evaluation", render_chat=tokenizer.render_chat),
         tokenizer.encode,

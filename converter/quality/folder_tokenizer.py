@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from converter.errors import ConvertError, Problem
+from converter.model.checkpoint import TOKENIZERS
+from converter.model.decoder import Decoder
 from converter.quality.texts import Message, plain_chat
+from converter.tokenizer import prepare_tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -39,10 +43,40 @@ class FolderTokenizer:
         return list(map(int, ids))
 
     def render_chat(self, messages: Sequence[Message]) -> str:
-        """A conversation as the folder's chat template writes it, or as plain paragraphs."""
+        """A conversation as the folder's chat template writes it, or as plain paragraphs.
+
+        Raises:
+            ValueError: the template refuses it; many want user and assistant to take turns.
+        """
+        from jinja2 import TemplateError
+
         if self._tokenizer.chat_template is None:
             return plain_chat(messages)
-        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False))
+        try:
+            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False))
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses it: {error}") from error
+
+
+def source_tokenizer(decoder: Decoder) -> FolderTokenizer:
+    """The tokenizer of a decoder's checkpoint as it will be packaged.
+
+    Raises:
+        ConvertError: the checkpoint has none, or one that cannot be packaged.
+    """
+    checkpoint = decoder.checkpoint
+    if checkpoint.folder is None:
+        raise ConvertError(
+            Problem("The source has no tokenizer.", " or ".join(TOKENIZERS), "fetch the tokenizer")
+        )
+    files = prepare_tokenizer(checkpoint.folder, decoder.architecture.vocab_size)
+    config = {"model": {"bos_token_id": files.bos_token_id}}
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, content in files.files.items():
+            (folder / file).write_bytes(content)
+        (folder / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
+        return FolderTokenizer(folder)
 
 
 def _bos_token_id(folder: Path) -> int | None:

@@ -6,7 +6,7 @@ from converter.memory import reference_memory, session_memory
 from converter.model.architecture import Architecture
 from converter.model.decoder import Decoder
 from converter.model.reference import HEAD_ROWS
-from converter.quality.reference_logits import HEAD_BYTES, SPILLED_BYTES
+from converter.quality.reference_logits import HEAD_BYTES
 from converter.quality.statistics import TILE_VALUES
 from converter.recipe import EvaluateConfig
 
@@ -28,16 +28,12 @@ def evaluation_memory(config: EvaluateConfig, decoder: Decoder, nbytes: int) -> 
 
 
 def reference_side(config: EvaluateConfig, decoder: Decoder) -> int:
-    """The float model: the hidden states of all chunks, float32 (n_ctx, hidden_size) each, as far
-    as they stay in memory, with either a layer beside the one before it and a chunk's activations,
-    or the logits of a few chunks, float32 (scored, vocab_size), and some rows of lm_head."""
+    """The float model: a layer with a chunk's activations, or the logits of a few chunks, float32
+    (scored, vocab_size), and some rows of lm_head."""
     arch = decoder.architecture
-    chunk = config.n_ctx * arch.hidden_size * FLOAT
-    stored = SPILLED_BYTES if config.max_chunks is None else config.max_chunks * chunk
     width = 4 * arch.intermediate_size + 12 * arch.hidden_size
-    layers = reference_memory(decoder) + _layer_bytes(decoder) * (arch.num_hidden_layers > 1)
     logits = max(HEAD_BYTES, scored_bytes(config, arch)) + HEAD_ROWS * arch.hidden_size * 3 * FLOAT
-    return min(stored, SPILLED_BYTES) + max(layers, logits, config.n_ctx * width * FLOAT)
+    return max(reference_memory(decoder), logits, config.n_ctx * width * FLOAT)
 
 
 def comparison(config: EvaluateConfig, arch: Architecture) -> int:
@@ -52,9 +48,3 @@ def comparison(config: EvaluateConfig, arch: Architecture) -> int:
 def scored_bytes(config: EvaluateConfig, arch: Architecture) -> int:
     """One chunk's scored logits, float32: the second half of its positions."""
     return config.n_ctx // 2 * arch.vocab_size * FLOAT
-
-
-def _layer_bytes(decoder: Decoder) -> int:
-    """A layer in float32."""
-    values = [w.numel for name, w in decoder.weights.items() if name.startswith("layers.0.")]
-    return sum(values) * FLOAT

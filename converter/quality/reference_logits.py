@@ -1,21 +1,21 @@
 """The float model's next-token distributions of a text, computed layer by layer and kept on disk.
 
 One layer's weights are in memory at a time, and all chunks pass through it before the next one is
-read; so a model of any size is evaluated in the memory of a layer, plus the hidden states of the
-text (spilled to a file when they are large). The cache keeps the result for every folder made from
+read; so a model of any size is evaluated in the memory of a layer. The hidden states of the text
+lie in a file meanwhile. The cache keeps the result for every folder made from
 the same weights that is evaluated on the same tokens.
 """
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from converter.cache import Cache, key_hash
+from converter.cache import Cache, Entry, key_hash
+from converter.model.architecture import Architecture
 from converter.model.decoder import Decoder
 from converter.progress import Advance
 from converter.quality.reference_file import (
@@ -25,7 +25,8 @@ from converter.quality.reference_file import (
     write_reference,
 )
 from converter.quality.texts import EvaluationChunks
-from converter.recipe import LayoutConfig
+from converter.recipe import EvaluateConfig, LayoutConfig
+from converter.weights.spill import Spill
 
 if TYPE_CHECKING:
     import torch
@@ -34,10 +35,9 @@ if TYPE_CHECKING:
 
 CODE_VERSION = 1
 """Counted up when the same weights and tokens would give other numbers."""
+PASS = "evaluate"
 REFERENCE_FILE = "reference.logits"
 """The cache entry's content; see converter/quality/reference_file.py."""
-SPILLED_BYTES = 2**28
-"""Hidden states of more bytes than this lie in a temporary file."""
 HEAD_BYTES = 2**28
 """Logits computed at a time, so that lm_head is read once for several chunks."""
 
@@ -58,7 +58,7 @@ def stored_reference(
         ConvertError: a weight cannot be read, or the model gives NaN or infinity.
     """
     model = {
-        "pass": "evaluate",
+        "pass": PASS,
         "code_version": CODE_VERSION,
         "source": cache.content_key(decoder.checkpoint),
         "layout": asdict(layout),
@@ -70,6 +70,20 @@ def stored_reference(
 
     folder = cache.get_or_make({**model, "reference": key}, make)
     return ReferenceFile(folder / REFERENCE_FILE, key)
+
+
+def reference_disk(
+    config: EvaluateConfig, arch: Architecture, chunks: int, made: Iterable[Entry]
+) -> int:
+    """Bytes that a reference on so many chunks takes in the cache's folder, hidden states included.
+
+    Nothing where a reference is among the `made` entries of the same checkpoint: it may serve.
+    """
+    if any(entry.key.get("pass") == PASS for entry in made):
+        return 0
+    positions = config.n_ctx - 1 - config.n_ctx // 2
+    record = ReferenceHeader("", chunks, positions, arch.vocab_size).record.itemsize
+    return chunks * (positions * record + config.n_ctx * arch.hidden_size * 4)
 
 
 def compute_reference(
@@ -87,23 +101,18 @@ def compute_reference(
     reference = Reference(decoder.architecture, decoder.weights, torch.float32)
     next_tokens = torch.from_numpy(chunks.next_tokens)
     group = max(1, HEAD_BYTES // (positions * vocab_size * 4))
-    with write_reference(path, header) as writer, _spill_file(path.parent) as spill:
-        hidden = _final_hidden_states(reference, chunks, spill, advance)[:, chunks.scored]
+    hidden = Spill(path.parent, count, (1, n_ctx, decoder.architecture.hidden_size))
+    with write_reference(path, header) as writer, closing(hidden):
+        _run_layers(reference, torch.from_numpy(chunks.input_ids), hidden, advance)
         for start in range(0, count, group):
-            logits = reference.logits(hidden[start : start + group])
-            for number, chunk in enumerate(logits, start):
+            states = hidden[start : min(start + group, count)][:, chunks.scored]
+            for number, chunk in enumerate(reference.logits(states), start):
                 writer.add(chunk, next_tokens[number])
                 advance(number + 1, count, "reference, lm_head")
 
 
-def _final_hidden_states(
-    reference: Reference, chunks: EvaluationChunks, spill: IO[bytes], advance: Advance
-) -> torch.Tensor:
-    """Hidden states after the last layer, float32 [n, n_ctx, hidden_size]."""
-    import torch
-
-    ids = torch.from_numpy(chunks.input_ids)
-    hidden = _hidden_store((*ids.shape, reference.arch.hidden_size), spill)
+def _run_layers(reference: Reference, ids: torch.Tensor, hidden: Spill, advance: Advance) -> None:
+    """Put the hidden states of `ids`, int64 [n, n_ctx], after the last layer into `hidden`."""
     for number, row in enumerate(ids):
         hidden[number] = reference.embed(row)
     layers = reference.arch.num_hidden_layers
@@ -111,18 +120,4 @@ def _final_hidden_states(
         advance(layer, layers, f"reference, layer {layer}")
         with reference.layer(layer) as module:
             for number in range(len(ids)):
-                hidden[number] = reference.run_layer(module, hidden[number : number + 1])[0]
-    return hidden
-
-
-def _hidden_store(shape: tuple[int, ...], spill: IO[bytes]) -> torch.Tensor:
-    import torch
-
-    if np.prod(shape) * 4 <= SPILLED_BYTES:
-        return torch.empty(shape)
-    return torch.from_numpy(np.memmap(spill, np.float32, mode="w+", shape=shape))
-
-
-def _spill_file(folder: Path) -> IO[bytes]:
-    """A file without a name, which the system removes with its last user."""
-    return tempfile.TemporaryFile(dir=folder)
+                hidden[number] = reference.run_layer(module, hidden[number])

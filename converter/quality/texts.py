@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def calibration_chunks(
     streams = [_shuffled_tokens(kind, tokenize, seed) for kind in kinds]
     tokens: list[int] = []
     while streams and len(tokens) < wanted:
-        pieces = [[token for token, _ in zip(s, range(piece), strict=False)] for s in streams]
+        pieces = [list(islice(stream, piece)) for stream in streams]
         tokens.extend(chain.from_iterable(pieces))
         streams = [s for s, taken in zip(streams, pieces, strict=True) if len(taken) == piece]
     if len(tokens) < wanted:

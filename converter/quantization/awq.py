@@ -47,7 +47,7 @@ class AwqScales:
 def awq_search(
     weights: Sequence[Tensor],
     hessian: Tensor,
-    round_weight: Round,
+    rounds: Sequence[Round],
     *,
     groups: Tensor | None = None,
 ) -> AwqScales:
@@ -56,13 +56,13 @@ def awq_search(
     Args:
         weights: of the linears that read the same inputs the rows to judge by, float32 [N_i, K].
         hessian: XᵀX of these inputs [K, K].
-        round_weight: rounds a weight; it is given diag(H) as the scaled inputs have it.
+        rounds: for each linear what rounds it, given diag(H) as the scaled inputs have it.
         groups: int64 [K], the producer's channel that each input comes from, where several inputs
             share one (`kv_channel_groups`); every input its own by default.
     """
     groups = torch.arange(hessian.shape[0]) if groups is None else groups
     hessian = hessian.to(torch.float32)
-    plain = _errors(weights, hessian, round_weight, torch.ones(hessian.shape[0]))
+    plain = _errors(weights, hessian, rounds, torch.ones(hessian.shape[0]))
     best, best_error, best_exponent = torch.ones(int(groups.max()) + 1), 1.0, 0.0
     inputs = _group_mean(hessian.diagonal(), groups).sqrt()
     magnitude = torch.stack([_magnitude(weight) for weight in weights]).mean(0)
@@ -70,7 +70,7 @@ def awq_search(
     for exponent in _EXPONENTS:
         for power in dict.fromkeys((0.0, 1 - exponent)):
             scales = _normalise(inputs**exponent / magnitude.clamp(min=1e-9) ** power, inputs > 0)
-            errors = _errors(weights, hessian, round_weight, scales[groups])
+            errors = _errors(weights, hessian, rounds, scales[groups])
             error = _relative(errors, plain)
             if error < best_error:
                 best, best_error, best_exponent = scales, error, exponent
@@ -89,13 +89,13 @@ def kv_channel_groups(num_attention_heads: int, num_key_value_heads: int, head_d
 
 
 def _errors(
-    weights: Sequence[Tensor], hessian: Tensor, round_weight: Round, scales: Tensor
+    weights: Sequence[Tensor], hessian: Tensor, rounds: Sequence[Round], scales: Tensor
 ) -> list[float]:
     """tr(ΔW H ΔWᵀ) of each linear with its columns scaled, rounded and scaled back."""
     diagonal = hessian.diagonal() / scales.square()
     return [
         hessian_error(weight, round_weight(weight * scales, diagonal) / scales, hessian)
-        for weight in weights
+        for weight, round_weight in zip(weights, rounds, strict=True)
     ]
 
 

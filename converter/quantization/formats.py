@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from converter.errors import ConvertError, Problem
 from converter.folder.model_writer import LARGE_BYTES, PAGE_ALIGNMENT
 from converter.model.architecture import Architecture
-from converter.model.decoder import Decoder
-from converter.quantization.mixed import Candidate, choose_formats, format_bytes
+from converter.model.decoder import EMBEDDING, HEAD, Decoder
+from converter.quantization.mixed import Candidate, choose_formats, matrix_bytes
 from converter.quantization.rtn import BlockFormat
 from converter.recipe import LEFT_IN_FLOAT, QuantConfig, Recipe, parse_size
 
@@ -37,6 +37,9 @@ class Matrix:
     parts: tuple[str, ...]
     rows: int
     columns: int
+    embeds: bool = False
+    """Whether it is a tied lm_head whose embedding is quantized: in a format without padding both
+    have the same codes, which lie in the folder once."""
 
 
 def graph_matrices(recipe: Recipe, decoder: Decoder) -> list[Matrix]:
@@ -52,17 +55,20 @@ def graph_matrices(recipe: Recipe, decoder: Decoder) -> list[Matrix]:
         for kind, parts in kinds.items():
             names = tuple(f"layers.{layer}.{part}" for part in parts)
             found.append(_matrix(f"layers.{layer}.{kind}", names, decoder))
-    return [*found, _matrix("lm_head", ("lm_head",), decoder)]
+    weights = decoder.weights
+    tied = weights[HEAD] is weights[EMBEDDING]
+    embeds = tied and matrix_format(EMBEDDING, recipe.quant) is not None
+    return [*found, _matrix(HEAD, (HEAD,), decoder, embeds)]
 
 
-def _matrix(name: str, parts: tuple[str, ...], decoder: Decoder) -> Matrix:
+def _matrix(name: str, parts: tuple[str, ...], decoder: Decoder, embeds: bool = False) -> Matrix:
     shapes = [decoder.weights[part].shape for part in parts]
-    return Matrix(name, parts, sum(shape[0] for shape in shapes), shapes[0][1])
+    return Matrix(name, parts, sum(shape[0] for shape in shapes), shapes[0][1], embeds)
 
 
 def matrix_format(matrix: str, quant: QuantConfig) -> BlockFormat | None:
     """Format of the matrix with this canonical name; None when it stays in float."""
-    own = {"lm_head": quant.lm_head, "embed_tokens": quant.embedding}.get(matrix)
+    own = {HEAD: quant.lm_head, EMBEDDING: quant.embedding}.get(matrix)
     bits = (own.bits if own else None) or quant.bits
     if bits == LEFT_IN_FLOAT:
         return None
@@ -75,14 +81,14 @@ def quantized_bytes(recipe: Recipe, decoder: Decoder) -> int:
 
     The folder is larger by the rotary caches, the alignment of tensors and the graph.
     """
-    quant, width = recipe.quant, FLOAT_BYTES[recipe.target.float_type]
+    quant, width = recipe.quant, FLOAT_BYTES[recipe.scale_type]
     formats = {
-        matrix: form
+        matrix: [form]
         for matrix in graph_matrices(recipe, decoder)
         if (form := matrix_format(matrix.name, quant))
     }
-    matrices = sum(format_bytes(m.rows, m.columns, form, width) for m, form in formats.items())
-    return matrices + _fixed_bytes(recipe, decoder, {part for m in formats for part in m.parts})
+    matrices = sum(matrix_bytes(m.rows, m.columns, form, width) for m, [form] in formats.items())
+    return matrices + _fixed_bytes(recipe, decoder, formats)
 
 
 def tied_format(
@@ -93,8 +99,8 @@ def tied_format(
     The embedding then takes the head's, and their codes lie in the folder once.
     """
     weights = decoder.weights
-    same = weights["lm_head"] is weights["embed_tokens"] and head
-    if not same or head is None or matrix_format("embed_tokens", quant) is None:
+    same = weights[HEAD] is weights[EMBEDDING]
+    if not same or head is None or matrix_format(EMBEDDING, quant) is None:
         return None
     return head if decoder.architecture.hidden_size % head.block_size == 0 else None
 
@@ -104,12 +110,13 @@ def candidate_formats(matrix: Matrix, quant: QuantConfig) -> list[BlockFormat]:
     own = matrix_format(matrix.name, quant)
     if own is None:
         return []
-    stated = matrix.name == "lm_head" and (quant.lm_head.bits or quant.lm_head.block_size)
+    stated = matrix.name == HEAD and (quant.lm_head.bits or quant.lm_head.block_size)
+    padded = quant.pad_last_block and (stated or not matrix.embeds)
     return [
         form
         for form in ((own,) if stated else CANDIDATES)
         if (form.symmetric or not quant.symmetric or stated)
-        and (matrix.columns % form.block_size == 0 or quant.pad_last_block)
+        and (matrix.columns % form.block_size == 0 or padded)
     ]
 
 
@@ -136,7 +143,7 @@ def size_budget(recipe: Recipe, decoder: Decoder) -> Budget:
     if quant.bits_per_weight is not None:
         count = sum(matrix.rows * matrix.columns for matrix in matrices)
         return Budget(int(quant.bits_per_weight * count / 8), least, most, 0)
-    fixed = _fixed_bytes(recipe, decoder, {name for m in matrices for name in m.parts})
+    fixed = _fixed_bytes(recipe, decoder, {m: candidate_formats(m, quant) for m in matrices})
     fixed += sum(max(_alignment(m, form, width) for form in CANDIDATES) for m in matrices)
     return Budget((parse_size(quant.target_size or "") or 0) - fixed, least, most, fixed)
 
@@ -195,7 +202,7 @@ def choose_mixed(
 def _candidate_sizes(matrix: Matrix, recipe: Recipe) -> list[int]:
     scale = FLOAT_BYTES[recipe.scale_type]
     return [
-        format_bytes(matrix.rows, matrix.columns, form, scale)
+        matrix_bytes(matrix.rows, matrix.columns, form, scale)
         for form in candidate_formats(matrix, recipe.quant)
     ]
 
@@ -207,20 +214,23 @@ def _alignment(matrix: Matrix, form: BlockFormat, scale_bytes: int) -> int:
     return sum(PAGE_ALIGNMENT for row in parts if row * matrix.rows >= LARGE_BYTES)
 
 
-def _fixed_bytes(recipe: Recipe, decoder: Decoder, chosen: set[str]) -> int:
-    """Bytes of the weights that are not `chosen`; a tied embedding lies in the head's codes."""
-    width, total = FLOAT_BYTES[recipe.target.float_type], 0
-    table = decoder.weights["embed_tokens"]
-    tied = table is decoder.weights["lm_head"]
+def _fixed_bytes(
+    recipe: Recipe, decoder: Decoder, formats: Mapping[Matrix, Sequence[BlockFormat]]
+) -> int:
+    """Bytes of what is no matrix of `formats`; those are the formats that each may have."""
+    quant, width, total = recipe.quant, FLOAT_BYTES[recipe.target.float_type], 0
+    chosen = {part for matrix in formats for part in matrix.parts}
+    heads = [form for matrix, forms in formats.items() if matrix.name == HEAD for form in forms]
+    shared = any(tied_format(quant, decoder, form) for form in heads)
+    tied = decoder.weights[HEAD] is decoder.weights[EMBEDDING]
+    embedding = matrix_format(EMBEDDING, quant)
     for name, weight in decoder.weights.items():
-        form = matrix_format(name, recipe.quant) if name == "embed_tokens" else None
-        if name in chosen or (tied and name == "embed_tokens" and "lm_head" in chosen and form):
+        reads_table = name == HEAD and tied and embedding is None
+        if name in chosen or reads_table or (name == EMBEDDING and shared):
             continue
-        if tied and name == "lm_head":
-            continue
-        if form:
+        if name == EMBEDDING and embedding is not None:
             rows, columns = weight.shape
-            total += format_bytes(rows, columns, form, FLOAT_BYTES[recipe.scale_type])
+            total += matrix_bytes(rows, columns, embedding, FLOAT_BYTES[recipe.scale_type])
         else:
             total += weight.numel * width
     return total
@@ -234,16 +244,16 @@ def indivisible(
         "q_proj": arch.hidden_size,
         "o_proj": arch.num_attention_heads * arch.head_dim,
         "down_proj": arch.intermediate_size,
-        "lm_head": arch.hidden_size,
-        "embed_tokens": arch.hidden_size,
+        HEAD: arch.hidden_size,
+        EMBEDDING: arch.hidden_size,
     }
     for matrix, count in columns.items():
         form = matrix_format(matrix, quant)
-        padded = quant.pad_last_block and matrix != "embed_tokens"
-        chosen = not check_layers and matrix != "embed_tokens"
+        padded = quant.pad_last_block and matrix != EMBEDDING
+        chosen = not check_layers and matrix != EMBEDDING
         if form is None or count % form.block_size == 0 or padded or chosen:
             continue
-        key = {"lm_head": "quant.lm_head", "embed_tokens": "quant.embedding"}.get(matrix, "quant")
+        key = {HEAD: "quant.lm_head", EMBEDDING: "quant.embedding"}.get(matrix, "quant")
         fitting = [size for size in (256, 128, 64, 32, 16) if count % size == 0]
         yield Problem(
             f"{matrix} has {count} columns, which blocks of {form.block_size} do not divide.",

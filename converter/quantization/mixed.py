@@ -28,7 +28,7 @@ class Candidate:
     loss: float
 
 
-def format_bytes(rows: int, columns: int, form: BlockFormat, scale_bytes: int = 4) -> int:
+def matrix_bytes(rows: int, columns: int, form: BlockFormat, scale_bytes: int = 4) -> int:
     """Bytes of a linear [rows, columns] in MatMulNBits: codes, scales and packed zero points.
 
     Args:

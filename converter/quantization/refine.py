@@ -59,9 +59,13 @@ def refine(
 
 
 def damp(hessian: Tensor, damping: float = 0.1) -> Tensor:
-    """Scale a float32 H [K, K] to a mean diagonal of 1 and add `damping` to it, in place."""
-    hessian /= hessian.diagonal().mean().clamp(min=1e-30)
-    hessian.diagonal().add_(damping if bool(hessian.any()) else 1.0)
+    """Scale a float32 H [K, K] to a mean diagonal of 1 and add `damping` to it, in place.
+
+    Inputs that are always zero do not count for the mean.
+    """
+    alive = hessian.diagonal()[hessian.diagonal() > 0]
+    hessian /= alive.mean().clamp(min=1e-30) if alive.numel() else 1.0
+    hessian.diagonal().add_(damping if alive.numel() else 1.0)
     return hessian
 
 

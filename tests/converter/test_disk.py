@@ -11,12 +11,14 @@ import pytest
 
 from converter.cache import FOLDER_VARIABLE, Cache
 from converter.calibration.disk import calibration_disk
-from converter.calibration.spill import Spill
 from converter.disk import Room, room_problems
 from converter.engine import run_recipe
 from converter.errors import ConvertError
+from converter.folder.model_writer import model_weights
 from converter.pass_registry import make_passes
+from converter.quantization.formats import quantized_bytes
 from converter.recipe import Recipe
+from converter.weights.spill import Spill
 from passes.formats import ChooseFormats, variant_bytes
 
 CALIBRATION = ["calibration.tokens=256", "calibration.sequence_length=32"]
@@ -135,6 +137,24 @@ def folder_bytes(folder: Path) -> int:
         for path in folder.rglob("*")
         if path.is_file() and path.suffix not in (".json",)
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["quant=rtn"],
+        ["quant=rtn", "quant.embedding.bits=16", "quant.lm_head.bits=8"],
+        ["quant=search", "quant.symmetric=false"],
+        ["quant=search", "target.float_type=fp16"],
+    ],
+)
+def test_weights_have_the_bytes_that_were_said(
+    make_recipe: Callable[..., Recipe], build: Callable[..., Any], words: list[str]
+) -> None:
+    graph = build(*words, *CALIBRATION, until="quantize")
+    weights = model_weights(graph.model)
+    found = sum(weight.nbytes for name, weight in weights.items() if "cache" not in name)
+    assert quantized_bytes(make_recipe(*words), graph.decoder) == found
 
 
 def test_variants_of_one_setting_lie_on_the_disk_together(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from torch.nn import functional
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from converter.cache import Cache
 from converter.cli.compose import compose_recipe
@@ -23,6 +25,7 @@ from converter.model.reference import llama_config
 from converter.pass_registry import make_passes
 from converter.quality import reference_logits
 from converter.quality.folder_evaluation import folder_chunks
+from converter.quality.reference_logits import reference_disk, stored_reference
 from converter.quality.statistics import KLStatistics
 from converter.quality.texts import EvaluationChunks
 from converter.recipe import EvaluateConfig, LayoutConfig
@@ -156,18 +159,16 @@ def test_int4_equals_a_direct_computation(
         assert found[name] == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("spilled", [False, True])
+@pytest.mark.parametrize("head_bytes", [2**28, 0])  # lm_head for several chunks, and for each
 def test_the_streamed_reference_equals_one_full_forward(
-    spilled: bool,
+    head_bytes: int,
     decoder: Any,
     llama: Any,
     chunks: EvaluationChunks,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if spilled:  # hidden states in a file, lm_head a chunk at a time
-        monkeypatch.setattr(reference_logits, "SPILLED_BYTES", 0)
-        monkeypatch.setattr(reference_logits, "HEAD_BYTES", 0)
+    monkeypatch.setattr(reference_logits, "HEAD_BYTES", head_bytes)
     found = reference_logits.stored_reference(
         decoder, LayoutConfig(), chunks, Cache(tmp_path), lambda *_: None
     )
@@ -254,16 +255,33 @@ def test_problems_are_found_before_any_weight_is_read(
     assert "not UTF-8" in problems_of(text=str(tmp_path / "latin.txt"))
     synthetic = problems_of("source=synthetic", "model=internlm2_1_8b")
     assert "no tokenizer" in synthetic
-    monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
+    (tmp_path / "short.txt").write_text("Once upon a time.\n")
+    assert "tokens" in problems_of(text=str(tmp_path / "short.txt"))
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('{"messages": [{"role": "assistant", "content": "Once"}]}\n' * 2)
+    monkeypatch.setattr(PreTrainedTokenizerFast, "apply_chat_template", refuse)
+    assert "chats.jsonl, line 2: the chat template refuses it: take turns" in problems_of(
+        text=str(chats)
+    )
+    monkeypatch.setattr("converter.runtime.find_spec", lambda name: None)
     assert "onnxruntime is not installed" in problems_of()
 
 
-def test_a_text_that_is_too_short_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "short.txt").write_text("Once upon a time.\n")
-    words = ["recipe=demo", *SHORT, f"output={tmp_path}/out"]
-    recipe = compose_recipe([*words, f"evaluate.text={tmp_path}/short.txt"])
-    with pytest.raises(ConvertError, match="tokens"):
-        run_recipe(recipe, make_passes(recipe.passes))
+def refuse(*arguments: Any, **options: Any) -> str:
+    raise TemplateError("take turns")
+
+
+def test_the_reference_takes_the_disk_that_was_said(
+    decoder: Any, chunks: EvaluationChunks, tmp_path: Path
+) -> None:
+    recipe, cache = compose_recipe(["recipe=demo", *SHORT]), Cache(tmp_path)
+    count, n_ctx = chunks.input_ids.shape
+    needed = partial(reference_disk, recipe.evaluate, decoder.architecture, count)
+    stored_reference(decoder, recipe.layout, chunks, cache, lambda *_: None)
+    (entry,) = cache.entries()
+    states = count * n_ctx * decoder.architecture.hidden_size * 4
+    assert needed([]) == pytest.approx(entry.nbytes + states, rel=0.01)
+    assert needed(cache.entries_of(decoder.checkpoint)) == 0
 
 
 @pytest.mark.parametrize(

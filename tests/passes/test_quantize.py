@@ -32,9 +32,9 @@ def test_codes_equal_onnxruntimes_quantizer(
     words = ["quant=rtn", f"quant.bits={bits}", f"quant.block_size={block_size}"]
     words += [f"quant.symmetric={symmetric}".lower(), "quant.embedding.block_size=null"]
     graph = build(*words, until="quantize")
-    for node in graph.model.graph:
-        if node.op_type != "MatMulNBits":
-            continue
+    nodes = [node for node in graph.model.graph if node.op_type == "MatMulNBits"]
+    assert len(nodes) == 5 * graph.decoder.architecture.num_hidden_layers + 1
+    for node in nodes:
         names = [value.name for value in node.inputs[1:]]
         matrix = node.metadata_props[MATRIX]
         parts = ["q_proj", "k_proj", "v_proj"] if matrix.endswith("qkv_proj") else [""]
@@ -56,8 +56,8 @@ def test_codes_equal_onnxruntimes_quantizer(
             columns,
             symmetric,
         )
-        expected = [codes, scales.reshape(count, blocks), zero_points]
-        for name, array in zip(names, expected, strict=False):
+        expected = [codes, scales.reshape(count, blocks), *([] if symmetric else [zero_points])]
+        for name, array in zip(names, expected, strict=True):
             assert initializer(graph.model, name).tobytes() == array.tobytes(), name
 
 

@@ -90,6 +90,20 @@ def test_a_tied_head_shares_its_calibrated_codes(
     assert torch.equal(shipped["lm_head"].read(), shipped["embed_tokens"].read())
 
 
+def test_a_tied_head_in_padded_blocks_has_codes_of_its_own(
+    build: Callable[..., Any], tmp_path: Path
+) -> None:
+    words = ["quant=rtn", "quant.accuracy_level=1", "quant.block_size=128"]
+    words += ["quant.pad_last_block=true", "quant.embedding.block_size=32"]
+    graph = build(*words, until="quantize", tie_word_embeddings=True)
+    ids = torch.arange(3, 43)[None]
+    reference = Reference(graph.decoder.architecture, graph.shipped)
+    expected = reference.logits(reference.hidden_states(ids))
+    assert torch.allclose(run_graph(graph.model, tmp_path, ids), expected, atol=2e-4)
+    shipped = graph.shipped
+    assert not torch.equal(shipped["lm_head"].read(), shipped["embed_tokens"].read())
+
+
 def test_mixed_precision_keeps_its_size(tmp_path: Path) -> None:
     run_demo(tmp_path / "mixed", "quant=gptq", "quant.target_size=0.9MB", "verify=none")
     model = ir.load(tmp_path / "mixed" / "model.onnx")

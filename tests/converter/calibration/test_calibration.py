@@ -18,12 +18,12 @@ from converter.calibration.fisher import read_fisher, write_fisher
 from converter.calibration.folds import apply_folds, folds_of
 from converter.calibration.inputs import Inputs
 from converter.calibration.layer import LayerStages
-from converter.calibration.spill import Spill
 from converter.calibration.tokens import CalibrationTokens
 from converter.errors import ConvertError
 from converter.model.decoder import Decoder
 from converter.model.reference import Reference
 from converter.quantization.rtn import BlockFormat, quantize_rtn
+from converter.weights.spill import Spill
 from converter.weights.weight import TensorWeight
 
 WORDS = ["calibration.tokens=256", "calibration.sequence_length=32", "source.dtype=float32"]
@@ -136,7 +136,34 @@ def test_gradients_are_those_of_the_whole_model(decoder: Decoder, tmp_path: Path
     assert torch.allclose(fisher.rows["layers.0.down_proj"], rows, rtol=2e-3)
 
 
-def test_results_do_not_depend_on_threads(
+def test_budgets_share_no_formats_in_the_cache(
+    decoder: Decoder, make_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    """What decides the formats is not all in the scheme: so they are in the layers' key."""
+    found = []
+    for words in (["5", "4"], ["4.6", "4"], ["5", "0"], ["5", "4"]):
+        choice = [f"quant.bits_per_weight={words[0]}", f"quant.accuracy_level={words[1]}"]
+        recipe = make_recipe("quant=gptq", *choice, *WORDS, bias=True)
+        shared = calibrate(recipe, decoder, Cache(tmp_path / "shared"), nothing)
+        alone = calibrate(recipe, decoder, Cache(tmp_path / "-".join(words)), nothing)
+        assert shared.forms == alone.forms
+        found.append(shared.forms)
+    assert found[0] != found[1] and found[0] == found[3]
+
+
+@pytest.mark.parametrize("words", [["calibration.seed=1"], ["calibration.sequence_length=64"]])
+def test_other_tokens_and_gradients_are_other_entries(
+    decoder: Decoder, make_recipe: Callable[..., Any], tmp_path: Path, words: list[str]
+) -> None:
+    for more in ([], words):
+        recipe = make_recipe("quant=best", *WORDS, *more, bias=True)
+        shared = calibrate(recipe, decoder, Cache(tmp_path / "shared"), nothing)
+    alone = calibrate(recipe, decoder, Cache(tmp_path / "alone"), nothing)
+    for name in alone.forms:
+        assert torch.equal(codes(shared, name), codes(alone, name))
+
+
+def test_threads_only_change_the_order_of_sums(
     decoder: Decoder, make_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
     found = []
@@ -163,6 +190,9 @@ def test_batches_cover_all_sequences_and_keep_the_held_back_apart() -> None:
     assert [index for part in narrow for index in range(13)[part]] == list(range(13))
     assert all(part.stop <= 11 or part.start >= 11 for part in narrow)
     assert max(part.stop - part.start for part in narrow) > 1
+    assert [tokens.judges(part) for part in wide] == [False] * 11 + [True] * 2
+    other = CalibrationTokens(tokens.ids.view(26, 256), held=2)
+    assert tokens.digest != other.digest
 
 
 class Stopped(Exception):
@@ -205,14 +235,28 @@ def raises(text: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("quant", ["gptq", "best"])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("layers.1.up_proj", "layers.1.up_proj has NaN"),
+        ("lm_head", "lm_head has NaN"),
+        ("norm", "norm"),
+        ("embed_tokens", "activations of"),
+    ],
+)
 def test_nan_weights_are_named(
-    decoder: Decoder, make_recipe: Callable[..., Any], tmp_path: Path, quant: str
+    decoder: Decoder,
+    make_recipe: Callable[..., Any],
+    tmp_path: Path,
+    quant: str,
+    name: str,
+    expected: str,
 ) -> None:
-    broken = decoder.weights["layers.1.up_proj"].read().clone()
-    broken[3, 5] = float("nan")
-    weights = {**decoder.weights, "layers.1.up_proj": TensorWeight(broken, "w3 of layer 1")}
+    broken = decoder.weights[name].read().clone()
+    broken.view(-1)[5::7] = float("nan")
+    weights = {**decoder.weights, name: TensorWeight(broken, name)}
     recipe = make_recipe(f"quant={quant}", *WORDS, bias=True)
-    with raises("w3 of layer 1 has NaN"):
+    with raises(expected):
         calibrate(recipe, replace(decoder, weights=weights), Cache(tmp_path), nothing)
 
 

@@ -120,6 +120,15 @@ def test_kinds_that_run_out_are_made_up_for_by_the_others() -> None:
     assert (chunks == ord("b")).sum() == 490
 
 
+def test_a_running_text_loses_no_token_and_may_be_used_up() -> None:
+    numbers = [TextKind("counted", ("",))]
+    for count in (60, 64, 1024):
+        found = calibration_chunks(
+            numbers, lambda _: range(1024), n_tokens=count, sequence_length=count // 2, seed=0
+        )
+        assert found.flatten().tolist() == list(range(count))
+
+
 def test_too_little_text_is_an_error_with_both_figures() -> None:
     with pytest.raises(ConvertError, match=r"has 30 tokens(.|\n)*at least 96"):
         calibration_chunks([words("a", 3)], utf8, n_tokens=100, sequence_length=32, seed=0)

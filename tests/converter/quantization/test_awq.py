@@ -35,7 +35,7 @@ def test_never_loses_to_no_scales(round_weight, columns: int) -> None:  # type: 
     weights = [
         torch.randn(n, columns, generator=torch.Generator().manual_seed(n)) for n in (48, 16)
     ]
-    found = awq_search(weights, hessian, round_weight)
+    found = awq_search(weights, hessian, [round_weight] * 2)
     ratios = []
     for weight in weights:
         plain = hessian_error(weight, round_weight(weight, hessian.diagonal()), hessian)
@@ -52,7 +52,7 @@ def test_identity_wins_where_scales_do_not_help() -> None:
     codes = torch.randint(-8, 8, (16, 64), generator=torch.Generator().manual_seed(1)).float()
     codes[:, ::32] = -8
     inputs = _inputs(200, 64)
-    found = awq_search([codes], inputs.t() @ inputs, _rtn)
+    found = awq_search([codes], inputs.t() @ inputs, [_rtn])
     assert found.exponent == 0
     assert torch.equal(found.inputs, torch.ones(64))
 
@@ -61,9 +61,9 @@ def test_dead_inputs_keep_a_scale_of_one() -> None:
     inputs = _inputs(200, 64)
     inputs[:, [3, 40]] = 0
     weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(2))
-    found = awq_search([weight], inputs.t() @ inputs, _rtn)
+    found = awq_search([weight], inputs.t() @ inputs, [_rtn])
     assert found.inputs[3] == found.inputs[40] == 1
-    nothing = awq_search([weight], torch.zeros(64, 64), _rtn)
+    nothing = awq_search([weight], torch.zeros(64, 64), [_rtn])
     assert torch.equal(nothing.inputs, torch.ones(64))
 
 
@@ -71,7 +71,7 @@ def test_scales_are_shared_by_the_query_heads_of_a_kv_head() -> None:
     groups = kv_channel_groups(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
     inputs = _inputs(300, 64)
     weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(3))
-    found = awq_search([weight], inputs.t() @ inputs, _rtn, groups=groups)
+    found = awq_search([weight], inputs.t() @ inputs, [_rtn], groups=groups)
     per_head = found.inputs.view(2, 2, 16)
     assert torch.equal(per_head[:, 0], per_head[:, 1])
     assert torch.equal(found.producer.view(2, 16), per_head[:, 0])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from converter.quantization.gptq import gptq_factor, gptq_round, hessian_error
+from converter.quantization.refine import refine
 from converter.quantization.rtn import BlockFormat
 from converter.quantization.search import search_blocks
 
@@ -107,6 +108,22 @@ def test_dead_inputs_are_rounded_to_nearest_and_disturb_nothing() -> None:
     again = gptq_round(other, grid, form, gptq_factor(hessian)).codes.flatten(1)
     alive = [k for k in range(96) if k not in dead.tolist()]
     assert torch.equal(found[:, alive], again[:, alive])
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_a_common_factor_of_the_hessian_does_not_matter(factor: float) -> None:
+    weight, hessian = _problem(16, 96, seed=3)
+    dead = torch.tensor([0, 17, 40, 95])
+    hessian[dead] = 0
+    hessian[:, dead] = 0
+    form, found = BlockFormat(4, 32, True), []
+    for scaled in (hessian, hessian * factor):
+        terms = gptq_factor(scaled)
+        grid = search_blocks(weight, terms.curvature, form)
+        codes = gptq_round(weight, grid, form, terms)
+        found.append(refine(weight, codes, form, scaled).codes)
+        assert not terms.curvature[dead].any()
+    assert (found[0] == found[1]).float().mean() > 0.999
 
 
 def test_inputs_that_are_all_zero() -> None:

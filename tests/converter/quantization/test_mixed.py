@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from converter.errors import ConvertError
-from converter.quantization.mixed import Candidate, choose_formats, format_bytes
+from converter.quantization.mixed import Candidate, choose_formats, matrix_bytes
 from converter.quantization.rtn import BlockFormat, pack, quantize_rtn
 
 
@@ -71,4 +71,4 @@ def test_bytes_are_those_of_the_packed_tensors(bits: int, symmetric: bool) -> No
     size = pack(quantized.codes.flatten(1), bits).numel() + 4 * quantized.scales.numel()
     if quantized.zero_points is not None:
         size += pack(quantized.zero_points, bits).numel()
-    assert format_bytes(6, 90, form) == size
+    assert matrix_bytes(6, 90, form) == size
