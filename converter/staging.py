@@ -20,7 +20,7 @@ from typing import Any
 from converter.errors import ConvertError, Problem
 from converter.hashing import file_entries
 
-LOCK = "convert.lock.json"
+LOCK, RECIPE_FILE = "convert.lock.json", "recipe.yaml"
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 

@@ -22,6 +22,7 @@ from converter.memory import writing_memory
 from converter.model.decoder import Decoder
 from converter.progress import format_bytes
 from converter.recipe import Recipe
+from converter.staging import RECIPE_FILE
 from converter.tokenizer import TokenizerFiles, prepare_tokenizer
 
 VERSIONED = ("numpy", "onnx-ir", "onnxruntime-genai", "sentencepiece", "tokenizers", "torch")
@@ -69,7 +70,7 @@ class MakePackage(Pass[Graph, Package]):
         _write_json(folder / "genai_config.json", config)
         for name, content in (tokenizer.files if tokenizer else {}).items():
             (folder / name).write_bytes(content)
-        (folder / "recipe.yaml").write_text(resolved_recipe(recipe), encoding="utf-8")
+        (folder / RECIPE_FILE).write_text(resolved_recipe(recipe), encoding="utf-8")
         nbytes = sum(path.stat().st_size for path in folder.iterdir())
         return Package(folder, artifact, nbytes)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from converter.cache import Cache, cache_folder
 from converter.engine import check
 from converter.errors import ConvertError, Problem, raise_if
+from converter.finished import read_lock, read_recipe
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import Decoder
 from converter.pass_registry import make_passes
@@ -128,8 +128,7 @@ def open_folders(folders: Iterable[str], source: str | None, cache: Cache) -> li
 
 def _open(label: str, source: str | None, cache: Cache) -> Opened:
     folder = Path(label).expanduser().resolve()
-    lock = _read(folder, LOCK, json.loads)
-    recipe = parse_recipe(_read(folder, "recipe.yaml", _yaml))
+    lock, recipe = read_lock(folder), parse_recipe(read_recipe(folder))
     if source is not None:
         path = str(Path(source).expanduser().resolve())
         recipe.source = dataclasses.replace(recipe.source, kind="checkpoint", path=path)
@@ -205,35 +204,6 @@ def draw_comparison(path: Path, found: Mapping[str, Evaluation], sizes: Mapping[
         ),
     ]
     compare_folders(path, list(found), panels)
-
-
-def _read(folder: Path, name: str, parse: Any) -> dict[str, Any]:
-    """A mapping that the conversion left in the folder."""
-    try:
-        value = parse((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConvertError(_not_converted(folder, f"{name}: {reason}")) from None
-    if not isinstance(value, dict):
-        raise ConvertError(_not_converted(folder, f"{name} holds a {type(value).__name__}"))
-    return value
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-
-
-def _not_converted(folder: Path, reason: str) -> Problem:
-    return Problem(
-        f"{folder} is not a folder that `convert` wrote ({reason}).",
-        f"recipe.yaml and {LOCK}, which say what it was made from",
-        "correct the path, or convert the model first",
-    )
 
 
 def _without_source(label: str, problem: Problem) -> Problem:

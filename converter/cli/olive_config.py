@@ -12,11 +12,11 @@ from converter.cli.compose import compose_recipe
 from converter.errors import ConvertError, Problem
 from converter.folder.model_writer import DATA_FILE, MODEL_FILE
 from converter.olive.config import Workflow, workflow_of
-from converter.staging import LOCK
+from converter.staging import LOCK, RECIPE_FILE
 
 ALONG = ("genai_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
 """Files that go with the model when the input folder does not exist yet."""
-NOT_ALONG = (MODEL_FILE, DATA_FILE, LOCK, "recipe.yaml")
+NOT_ALONG = (MODEL_FILE, DATA_FILE, LOCK, RECIPE_FILE)
 
 
 def main(arguments: Sequence[str]) -> int:

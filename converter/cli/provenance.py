@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConvertError, Problem
+from converter.finished import read_lock, read_recipe
+from converter.hashing import file_entries
 from converter.progress import format_bytes
-from converter.staging import LOCK
+from converter.staging import RECIPE_FILE
 from converter.sweeps.sweep import flat
-from converter.teams.trust import parse_trusted
-
-RECIPE_FILE = "recipe.yaml"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,7 +50,8 @@ def reproduce(arguments: Sequence[str]) -> int:
                     "convert recipe=… to run another recipe",
                 )
             )
-    made = _run_again(parsed.folder.resolve(), values)
+    values["threads"] = values.get("threads") or _threads(lock)
+    made = _run_again(parsed.folder.resolve(), values, lock)
     lines = list(differences(lock, made))
     compared = len(set(lock["files"]) - {RECIPE_FILE})
     print("\n".join(lines) or f"The same: {compared} files, hash by hash.")
@@ -104,58 +103,38 @@ def differences(lock: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[st
             yield f"{kind} {name}: {_short(old)} → {_short(new)}"
 
 
-def read_lock(folder: Path) -> dict[str, Any]:
-    """The lock file of a finished folder.
+def _threads(lock: Mapping[str, Any]) -> int | None:
+    """Threads on which a calibration ran: with others some codes would come out apart."""
+    threads: int | None = lock.get("facts", {}).get("quantize", {}).get("threads")
+    return threads
 
-    Raises:
-        ConvertError: there is none.
+
+def _run_again(folder: Path, values: dict[str, Any], lock: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the recipe into a temporary folder, measure nothing twice, and give its lock.
+
+    What was tuned is taken over: the formats are in the recipe, the settings in the lock file.
     """
-    try:
-        lock = dict(json.loads((folder / LOCK).read_text(encoding="utf-8")))
-        if {"files", "source"} - set(lock):
-            raise ValueError("files or source is missing")
-        return lock
-    except (OSError, ValueError) as error:
-        raise ConvertError(
-            Problem(
-                f"{folder / LOCK} cannot be read: {error}.",
-                "a folder that `convert` wrote",
-                "give the output folder of a finished run",
-            )
-        ) from error
-
-
-def read_recipe(folder: Path) -> dict[str, Any]:
-    """The locked recipe of a finished folder, complete and without interpolations."""
-    path = folder / RECIPE_FILE
-    try:
-        return parse_trusted(str(path), path.read_bytes())
-    except OSError as error:
-        raise ConvertError(
-            Problem(
-                f"{path} cannot be read: {error.strerror}.",
-                "the locked recipe",
-                "give the output folder of a finished run",
-            )
-        ) from error
-
-
-def _run_again(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Run the recipe into a temporary folder, measure nothing twice, and give its lock."""
     from converter.engine import run_recipe
     from converter.pass_registry import make_passes
     from converter.progress import show_progress
     from converter.schema import parse_recipe
+    from converter.speed.benchmarking import CONFIG
+    from converter.speed.tuning import write_settings
 
     for slot in ("verify", "evaluate", "benchmark"):
         if isinstance(values.get(slot), dict):
             values[slot]["enabled"] = False
+    values["target"]["tune"] = False
     scratch = Path(tempfile.mkdtemp(prefix=".reproduce-", dir=folder.parent))
     try:
         recipe = parse_recipe({**values, "output": str(scratch / "again")})
         with show_progress(sys.stderr) as progress:
             made = run_recipe(recipe, make_passes(recipe.passes), progress)
-        return read_lock(made)
+        found, tuned = read_lock(made), lock.get("facts", {}).get("tune")
+        if tuned:
+            write_settings(made, tuned["settings"])
+            found["files"] |= file_entries([made / CONFIG])
+        return found
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

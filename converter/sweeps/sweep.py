@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from converter.errors import ConvertError, Problem, raise_if
-from converter.staging import LOCK
+from converter.staging import LOCK, RECIPE_FILE
 
 PLAN = "sweep.json"
 FAILURES = "failures"
 SUMMARY = "summary"
 QUALITY = "evaluate.mean_kld"
 SIZE = "size_bytes"
-RECIPE_FILE = "recipe.yaml"
 """Not a part of the size: `gptq` is one letter longer than `rtn`, and no model is larger for it."""
 DONE, FAILED, MISSING = "done", "failed", "missing"
 HIGHER_IS_BETTER = re.compile(r"per_second|agreement|same_top|tok_s")

@@ -168,7 +168,9 @@ def test_explain_and_reproduce(folder: Path, capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("version torch: 0.1") and "model.onnx.data" in out[1]
     assert "would change the recipe" in refused(capsys, "reproduce", str(folder), "quant.bits=8")
-    assert "cannot be read" in refused(capsys, "explain", str(folder / "nothing"))
+    assert "not a folder that `convert` wrote" in refused(
+        capsys, "explain", str(folder / "nothing")
+    )
 
 
 def test_cache_verbs(

@@ -11,6 +11,8 @@ import yaml
 
 pytest.importorskip("onnxruntime_genai")
 
+from converter.cli.compose import compose_recipe
+from converter.cli.provenance import reproduce
 from converter.engine import check, run_recipe
 from converter.errors import ConvertError
 from converter.hashing import hash_file
@@ -191,3 +193,20 @@ def test_a_written_variant_can_be_measured(
     recipe = make_recipe("quant=rtn", "target.threads=1")
     write_variant(build(), recipe, tmp_path / "variant")
     assert len(run_once(tmp_path / "variant", [4], 3)["token"]) == 2
+
+
+def test_a_tuned_folder_is_reproduced_as_it_was_tuned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slower_with_each(folder: Path, lengths: Any, new_tokens: int) -> dict[str, Any]:
+        settings = tuning.read_settings(folder, [CHUNK_SIZE])
+        return {"first_token": {"512": 1.0 if settings[CHUNK_SIZE] else 2.0}, "token": [0.0]}
+
+    monkeypatch.setattr(tuning, "run_once", slower_with_each)
+    words = ["recipe=demo", "verify=none", "target.tune=true", f"output={tmp_path / 'tuned'}"]
+    recipe = compose_recipe(words)
+    folder = run_recipe(recipe, make_passes(recipe.passes))
+    config = json.loads((folder / "genai_config.json").read_text())
+    assert config["search"]["chunk_size"] == 128
+    monkeypatch.setattr(tuning, "run_once", lambda *_: pytest.fail("measured again"))
+    assert reproduce([str(folder)]) == 0, capsys.readouterr().out
