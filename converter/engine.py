@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -18,6 +18,7 @@ from converter.artifacts import Graph
 from converter.disk import Room, room_problems
 from converter.errors import ConvertError, Problem, raise_if
 from converter.model.decoder import Decoder
+from converter.output import output_folder, output_problems
 from converter.progress import Progress, Silent
 from converter.recipe import Recipe
 from converter.staging import Staging, open_staging
@@ -127,7 +128,16 @@ def find_problems(
     recipe: Recipe, passes: Sequence[Pass[Any, Any]], output: Path | None
 ) -> tuple[Decoder | None, list[Problem]]:
     """The decoder, or None where it cannot be read, and everything that is wrong."""
-    problems: list[Problem] = list(_output_problems(output, recipe)) if output else []
+    decoder, problems = read_headers(recipe, passes)
+    before = list(output_problems(recipe, output)) if output else []
+    return decoder, [*before, *problems, *pass_problems(recipe, passes, decoder)]
+
+
+def read_headers(
+    recipe: Recipe, passes: Sequence[Pass[Any, Any]]
+) -> tuple[Decoder | None, list[Problem]]:
+    """What the passes that read headers only give, as far as they come."""
+    problems: list[Problem] = []
     decoder, artifact = None, None
     dry = Run(recipe, Staging.nowhere())
     for item in passes:
@@ -139,9 +149,16 @@ def find_problems(
             problems += error.problems
             break
         decoder = artifact if isinstance(artifact, Decoder) else decoder
+    return decoder, problems
+
+
+def pass_problems(
+    recipe: Recipe, passes: Sequence[Pass[Any, Any]], decoder: Decoder | None
+) -> Iterator[Problem]:
+    """What the passes miss, and room on the disks that is not there."""
     for item in passes:
-        problems += item.requires(recipe, decoder)
-    return decoder, [*problems, *room_problems(rooms(recipe, passes, decoder))]
+        yield from item.requires(recipe, decoder)
+    yield from room_problems(rooms(recipe, passes, decoder))
 
 
 def rooms(recipe: Recipe, passes: Sequence[Pass[Any, Any]], decoder: Decoder | None) -> list[Room]:
@@ -149,11 +166,6 @@ def rooms(recipe: Recipe, passes: Sequence[Pass[Any, Any]], decoder: Decoder | N
     if decoder is None:
         return []
     return [room for item in passes for room in item.disk(recipe, decoder)]
-
-
-def output_folder(recipe: Recipe) -> Path:
-    """Where the result goes: the recipe's output, or a folder of its name beside the user."""
-    return Path(recipe.output or recipe.name).expanduser().resolve()
 
 
 def order_problems(passes: Sequence[Pass[Any, Any]]) -> Iterable[Problem]:
@@ -171,15 +183,6 @@ def order_problems(passes: Sequence[Pass[Any, Any]]) -> Iterable[Problem]:
                 "correct the order in the recipe's passes",
             )
         given, previous = item.gives, item.name
-
-
-def _output_problems(output: Path, recipe: Recipe) -> Iterable[Problem]:
-    if output.exists() and not recipe.overwrite:
-        yield Problem(
-            f"The output folder {output} exists already.",
-            "a new folder, so that no result is lost",
-            "add overwrite=true to replace it, or output=FOLDER to write elsewhere",
-        )
 
 
 def _run_pass(item: Pass[Any, Any], artifact: Any, run: Run, done: Sequence[str]) -> Any:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from converter.artifacts import MATRIX, Graph, WeightTensor
 from converter.disk import Room, free_bytes
-from converter.engine import Pass, Run, find_problems, order_problems, output_folder, rooms
+from converter.engine import Pass, Run, find_problems, order_problems, rooms
 from converter.errors import ConvertError, Problem, raise_if
 from converter.folder.model_writer import (
     DATA_FILE,
@@ -28,6 +28,7 @@ from converter.memory import process_memory
 from converter.model.architecture import Architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import Decoder
+from converter.output import output_folder
 from converter.recipe import Recipe
 from converter.sources.hub import HubUnreachableError
 from converter.staging import Staging
@@ -61,6 +62,8 @@ class Plan:
     problems: tuple[Problem, ...]
     """Why the conversion would stop; empty when nothing is known to stand against it."""
     notes: tuple[str, ...] = ()
+    unreached: str | None = None
+    """The repository that could not be reached: the sizes are those that the recipe states."""
     decoder: Decoder | None = None
     """None, as all that follows, when the checkpoint's headers cannot be read."""
     fetch_bytes: int = 0
@@ -105,22 +108,29 @@ def make_plan(recipe: Recipe, passes: Sequence[Pass[Any, Any]]) -> Plan:
     """
     passes = [item for item in passes if item.enabled(recipe)]
     raise_if(order_problems(passes))
-    recipe, notes, unreachable = _reachable(recipe, passes)
+    unreached = recipe.source.repo
+    recipe, unreachable = _reachable(recipe, passes)
     output = output_folder(recipe)
     decoder, problems = find_problems(recipe, passes, output)
     problems += unreachable
-    base = Plan(recipe, tuple(item.name for item in passes), output, tuple(problems), tuple(notes))
+    base = Plan(
+        recipe,
+        tuple(item.name for item in passes),
+        output,
+        tuple(problems),
+        unreached=unreached if unreachable else None,
+    )
     if decoder is None:
         return base
     run = Run(recipe, Staging.nowhere())
     graph, found = _preview_graph(decoder, passes, run)
     checkpoint = decoder.checkpoint
-    tokenizer, tokenizer_notes, tokenizer_problems = _tokenizer(checkpoint, decoder.architecture)
+    tokenizer, tokenizer_notes = _tokenizer(checkpoint, decoder.architecture)
     peak, unknown = _memory(graph, passes, recipe)
     return dataclasses.replace(
         base,
-        problems=tuple(dict.fromkeys([*problems, *found, *tokenizer_problems])),
-        notes=(*notes, *checkpoint.notes, *tokenizer_notes, *_position_notes(graph)),
+        problems=tuple(dict.fromkeys([*problems, *found])),
+        notes=(*checkpoint.notes, *tokenizer_notes, *_position_notes(graph)),
         decoder=decoder,
         fetch_bytes=_bytes_to_fetch(checkpoint),
         matrices=tuple(_matrices(graph)),
@@ -133,20 +143,17 @@ def make_plan(recipe: Recipe, passes: Sequence[Pass[Any, Any]]) -> Plan:
     )
 
 
-def _reachable(
-    recipe: Recipe, passes: Sequence[Pass[Any, Any]]
-) -> tuple[Recipe, list[str], list[Problem]]:
+def _reachable(recipe: Recipe, passes: Sequence[Pass[Any, Any]]) -> tuple[Recipe, list[Problem]]:
     """The recipe, or one on its model's published sizes when the hub cannot be reached."""
     try:
         passes[0].preview(None, Run(recipe, Staging.nowhere()))
     except HubUnreachableError as error:
         if recipe.model.config:
             source = dataclasses.replace(recipe.source, kind="synthetic")
-            note = "The sizes are those that the recipe's model states, not the checkpoint's own."
-            return dataclasses.replace(recipe, source=source), [note], list(error.problems)
+            return dataclasses.replace(recipe, source=source), list(error.problems)
     except ConvertError:
         pass  # find_problems meets it again, with everything else
-    return recipe, [], []
+    return recipe, []
 
 
 def _preview_graph(
@@ -161,22 +168,20 @@ def _preview_graph(
     return artifact, problems
 
 
-def _tokenizer(
-    checkpoint: Checkpoint, arch: Architecture
-) -> tuple[dict[str, int], list[str], list[Problem]]:
-    """Bytes of the tokenizer files, what is to say of them, and what is wrong with them."""
+def _tokenizer(checkpoint: Checkpoint, arch: Architecture) -> tuple[dict[str, int], list[str]]:
+    """Bytes of the tokenizer files, and what is to say of them; `package` says what is wrong."""
     folder = checkpoint.folder
     if folder is None or not checkpoint.has_tokenizer:
-        return {}, ["The source has no tokenizer: the folder will take token ids only."], []
+        return {}, ["The source has no tokenizer: the folder will take token ids only."]
     try:
         made = prepare_tokenizer(folder, arch.vocab_size)
-    except ConvertError as error:
-        return {}, [], list(error.problems)
+    except ConvertError:
+        return {}, []
     stops = ", ".join(map(str, made.eos_token_ids))
     template = "with" if made.chat_template else "without"
     note = f"Tokenizer: stops at {stops}, {template} a chat template."
     sizes = {name: len(content) for name, content in made.files.items()}
-    return sizes, [note, *(f"Tokenizer: {text}" for text in made.notes)], []
+    return sizes, [note, *(f"Tokenizer: {text}" for text in made.notes)]
 
 
 def _memory(

@@ -22,6 +22,9 @@ INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy_level at which its kernels round activations to int8."""
 
 
+MOST_THREADS = 1024
+
+
 @dataclass
 class ModelConfig:
     """Which model the recipe is for."""
@@ -318,11 +321,29 @@ def impossible_values(recipe: Recipe) -> Iterator[Problem]:
             "a positive number of tokens, or null for max_position_embeddings",
             "set graph.context_length=4096",
         )
+    yield from _source_problems(recipe.source)
     yield from _evaluate_problems(recipe.evaluate)
     yield from _benchmark_problems(recipe.benchmark)
+    threads = recipe.target.threads
+    if threads is not None and not 0 <= threads <= MOST_THREADS:
+        yield Problem(
+            f"target.threads={threads}.",
+            f"0 to {MOST_THREADS}; null for this machine's physical cores",
+            "set target.threads=4",
+        )
     if recipe.threads is not None and recipe.threads < 1:
         yield Problem(
             f"threads={recipe.threads}.", "at least 1, or null for all cores", "threads=2"
+        )
+
+
+def _source_problems(source: SourceConfig) -> Iterator[Problem]:
+    if source.kind != "checkpoint" and source.path is not None:
+        yield Problem(
+            f"source.path={source.path} with source.kind={source.kind}, which reads no path.",
+            "one of the two",
+            "choose a recipe for the model at source.path, with source=checkpoint, or leave "
+            "source.path out",
         )
 
 

@@ -18,12 +18,13 @@ from typing import Literal, cast
 
 from converter.artifacts import Graph
 from converter.disk import Room
-from converter.engine import Pass, Run, output_folder
+from converter.engine import Pass, Run
 from converter.errors import Problem
 from converter.folder.genai_config import TokenIds, genai_config
 from converter.folder.model_writer import model_weights, write_model
 from converter.memory import writing_memory
 from converter.model.decoder import Decoder
+from converter.output import output_folder
 from converter.quantization.formats import indivisible, quantized_bytes
 from converter.recipe import QuantConfig, Recipe
 from converter.speed.benchmarking import CONFIG

@@ -14,12 +14,14 @@ from typing import Any
 from converter import __version__
 from converter.artifacts import Graph, Package
 from converter.disk import RESULT, Room
-from converter.engine import Pass, Run, output_folder
+from converter.engine import Pass, Run
+from converter.errors import ConvertError, Problem
 from converter.folder.genai_config import TokenIds, genai_config
 from converter.folder.model_writer import model_weights, write_model
 from converter.hashing import file_entries
 from converter.memory import writing_memory
 from converter.model.decoder import Decoder
+from converter.output import output_folder
 from converter.progress import format_bytes
 from converter.recipe import Recipe
 from converter.staging import RECIPE_FILE
@@ -43,6 +45,15 @@ class MakePackage(Pass[Graph, Package]):
         "no weight that is NaN or infinite is written",
         "the bytes do not depend on the number of threads",
     )
+
+    def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
+        if decoder is None:
+            return
+        try:
+            _tokenizer_of(decoder)
+            decoder.checkpoint.generation_config  # noqa: B018
+        except ConvertError as error:
+            yield from error.problems
 
     def disk(self, recipe: Recipe, decoder: Decoder) -> Iterable[Room]:
         yield Room(
@@ -78,14 +89,21 @@ class MakePackage(Pass[Graph, Package]):
         return format_bytes(given.nbytes)
 
     def _tokenizer(self, graph: Graph, run: Run) -> TokenizerFiles | None:
-        folder = graph.decoder.checkpoint.folder
-        if folder is None or not graph.decoder.checkpoint.has_tokenizer:
+        tokenizer = _tokenizer_of(graph.decoder)
+        if tokenizer is None:
             run.progress.message("The source has no tokenizer: the folder takes token ids only.")
             return None
-        tokenizer = prepare_tokenizer(folder, graph.decoder.architecture.vocab_size)
         for note in tokenizer.notes:
             run.progress.message(f"tokenizer: {note}")
         return tokenizer
+
+
+def _tokenizer_of(decoder: Decoder) -> TokenizerFiles | None:
+    """The source's tokenizer as it is packaged; None where there is none."""
+    checkpoint = decoder.checkpoint
+    if checkpoint.folder is None or not checkpoint.has_tokenizer:
+        return None
+    return prepare_tokenizer(checkpoint.folder, decoder.architecture.vocab_size)
 
 
 def resolved_recipe(recipe: Recipe) -> str:

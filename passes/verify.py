@@ -165,7 +165,10 @@ def cpu_copy(folder: Path, target: Path) -> Path:
         if path.name not in own:
             os.symlink(path, target / path.name)
     config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
-    config["model"]["decoder"]["session_options"]["provider_options"] = []
+    options = config["model"]["decoder"]["session_options"]
+    options["provider_options"] = []
+    if options.get("intra_op_num_threads", 0) > (cores := os.cpu_count() or 1):
+        options["intra_op_num_threads"] = cores  # another machine's number
     (target / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
     return target
 

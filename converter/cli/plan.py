@@ -51,7 +51,7 @@ def _model(plan: Plan) -> Iterator[str]:
     checkpoint, arch = plan.decoder.checkpoint, plan.decoder.architecture
     tensors = checkpoint.tensors.values()
     types = sorted({str(weight.dtype).removeprefix("torch.") for weight in tensors})
-    yield _row("Source", _source(checkpoint.origin))
+    yield _row("Source", _source(plan, checkpoint.origin))
     yield _row(
         "",
         f"{len(tensors)} tensors, {plan.parameters / 1e9:.2f} G parameters, {', '.join(types)}, "
@@ -67,7 +67,9 @@ def _model(plan: Plan) -> Iterator[str]:
     )
 
 
-def _source(origin: Mapping[str, object]) -> str:
+def _source(plan: Plan, origin: Mapping[str, object]) -> str:
+    if plan.unreached:
+        return f"{plan.unreached} (not reached: the sizes are those that the recipe states)"
     return {
         "hub": f"{origin.get('repo')} at {origin.get('commit')}",
         "local": f"the folder {origin.get('folder')}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import json
 import os
 import sys
 import time
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.cli import compose
 from converter.cli.tree import SWEEP, Tree
@@ -25,6 +26,9 @@ from converter.errors import ConvertError, Problem, raise_if
 from converter.schema import parse_recipe
 from converter.sweeps import sweep
 from converter.sweeps.sweep import Job, Plan
+
+if TYPE_CHECKING:
+    from converter.model.decoder import Decoder
 
 LAUNCHERS = {
     "basic": ("hydra", ""),
@@ -34,6 +38,8 @@ LAUNCHERS = {
 }
 """Launcher to the module that brings it, and the extra that installs the module."""
 LAUNCHER, LAUNCHER_KEYS = "hydra/launcher", "hydra.launcher."
+HEADER_SLOTS = ("passes", "model", "source", "layout", "graph")
+"""What decides the headers that a job reads."""
 CONFIG = "convert_sweep"
 MAX_JOBS = 1000
 INTERRUPTED = 130
@@ -44,6 +50,7 @@ def main(words: Sequence[str]) -> int:
     ours, launch = _split(words)
     folder, ours = _output(ours)
     plan = make_plan(ours)
+    check_jobs(plan.jobs, here=f"{LAUNCHER}=submitit_slurm" not in launch)
     folder = folder or _unfinished(plan) or _new_folder(plan)
     with _held(folder):
         _start(folder, plan)
@@ -90,6 +97,39 @@ def make_plan(words: Sequence[str]) -> Plan:
             problems += error.problems
     raise_if(problems)
     return Plan(list(words), jobs)
+
+
+def check_jobs(jobs: Sequence[Job], here: bool) -> None:
+    """Find what would stop a job before the first one starts, from headers alone.
+
+    Not `here`, where jobs run on other machines with runtimes and folders of their own, the order
+    of the passes is all that can be told. Headers are read once for jobs of one source.
+
+    Raises:
+        ConvertError: lists the problems of all jobs, each once.
+    """
+    from converter.engine import order_problems, pass_problems, read_headers
+    from converter.pass_registry import make_passes
+
+    problems: list[Problem] = []
+    headers: dict[str, tuple[Decoder | None, list[Problem]]] = {}
+    for job in jobs:
+        recipe = parse_recipe(job.values)
+        try:
+            passes = [item for item in make_passes(recipe.passes) if item.enabled(recipe)]
+        except ConvertError as error:
+            problems += error.problems
+            continue
+        found = list(order_problems(passes))
+        problems += found
+        if found or not here:
+            continue
+        key = json.dumps([job.values.get(slot) for slot in HEADER_SLOTS], sort_keys=True)
+        if key not in headers:
+            headers[key] = read_headers(recipe, passes)
+            problems += headers[key][1]
+        problems += pass_problems(recipe, passes, headers[key][0])
+    raise_if(problems)
 
 
 def launch_jobs(folder: Path, jobs: Sequence[Job], words: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,21 @@ def prepare_tokenizer(checkpoint_folder: Path, vocab_size: int) -> TokenizerFile
     Raises `ConvertError` with every problem: a missing or truncated file, a tokenizer that is not
     BPE, ids past the embedding, files that contradict each other.
     """
+    files = (path for path in sorted(checkpoint_folder.iterdir()) if path.is_file())
+    stamp = tuple((path.name, *_stamp(path)) for path in files)
+    return _prepare(checkpoint_folder, vocab_size, stamp)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and modification time: files are read again when they have changed."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=2)  # a check before the work, and several passes, want the same one
+def _prepare(
+    checkpoint_folder: Path, vocab_size: int, stamp: tuple[tuple[str, int, int], ...]
+) -> TokenizerFiles:
     settings = _read_settings(checkpoint_folder)
     sentencepiece = checkpoint_folder / "tokenizer.model"
     if sentencepiece.is_file():

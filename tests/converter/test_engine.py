@@ -13,7 +13,7 @@ import pytest
 from converter.engine import Pass, Run, run_recipe
 from converter.errors import ConvertError, Problem
 from converter.recipe import Recipe
-from converter.staging import open_folder, open_staging
+from converter.staging import LOCK, open_folder, open_staging
 
 
 class Start(Pass[None, int]):
@@ -91,13 +91,14 @@ def test_ensures_stops_a_bad_result(tmp_path: Path) -> None:
 def test_an_existing_output_is_kept_unless_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
+    (tmp_path / "out" / LOCK).write_text("{}")
     with pytest.raises(ConvertError, match="overwrite=true"):
         run_recipe(recipe(tmp_path), [Start()])
     failing = Middle()
     failing.error = ValueError()
     with pytest.raises(ValueError):
         run_recipe(recipe(tmp_path, overwrite=True), [Start(), failing])
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"old", LOCK}
     run_recipe(recipe(tmp_path, overwrite=True), [Start()])
     assert not (tmp_path / "out" / "old").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -141,7 +141,7 @@ def test_an_unreachable_repository_is_planned_from_the_model(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     plan = plan_of(compose_recipe(["recipe=internlm2_7b_cpu_int4", f"output={tmp_path / 'o'}"]))
     assert plan.parameters == pytest.approx(7.74e9, rel=0.001)
-    assert any("recipe's model states" in note for note in plan.notes)
+    assert "internlm/internlm2-7b (not reached" in plan_text(plan)
     assert any("internlm/internlm2-7b" in problem.found for problem in plan.problems)
 
 

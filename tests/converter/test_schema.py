@@ -54,6 +54,9 @@ def test_everything_wrong_is_listed_at_once() -> None:
         ({"target": {"float_type": "bf16"}}, "target.float_type=bf16"),
         ({"graph": {"context_length": 0}}, "graph.context_length=0"),
         ({"threads": 0}, "threads=0"),
+        ({"target": {"threads": 9999}}, "target.threads=9999"),
+        ({"target": {"threads": -1}}, "target.threads=-1"),
+        ({"source": {"kind": "demo", "path": "/models/mine"}}, "source.path=/models/mine"),
     ],
 )
 def test_impossible_values_say_the_nearest_possible(values: dict[str, Any], part: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import onnx
 import pytest
 import torch
 
-from converter.engine import run_recipe
+from converter.cli.compose import compose_recipe
+from converter.engine import find_problems, run_recipe
 from converter.errors import ConvertError
 from converter.hashing import hash_file
 from converter.pass_registry import make_passes
 from converter.recipe import Recipe
 from converter.weights.weight import ComputedWeight
+from passes.load import demo_folder
 
 
 def convert(recipe: Recipe, output: Path) -> Path:
@@ -50,6 +53,29 @@ def test_lock_file_states_sizes_hashes_versions_and_seconds(
     assert lock["source"]["files"]["config.json"]["blake3"] == hash_file(source / "config.json")
     assert "torch" in lock["versions"]
     assert lock["seconds"].keys() >= {"load", "layout", "graph", "package"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.model", b"\x0a\x07"),
+        ("tokenizer_config.json", b"[]"),
+        ("generation_config.json", b"[]"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_packaged_is_found_before_the_work(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    source = shutil.copytree(demo_folder(), tmp_path / "source")
+    (source / name).write_bytes(content)
+    words = ["recipe=internlm2_1_8b_cpu_int4", f"source.path='{source}'"]
+    recipe = compose_recipe([*words, f"output='{tmp_path / 'out'}'"])
+    for again in range(2):  # a file that was mended meanwhile is read again
+        if again:
+            (source / name).write_bytes((demo_folder() / name).read_bytes())
+        problems = find_problems(recipe, make_passes(recipe.passes), None)[1]
+        assert bool(problems) == (not again)
+        assert all(name in str(problem) for problem in problems)
 
 
 def test_external_data_is_aligned_and_complete(

@@ -40,12 +40,13 @@ def plan_of(*words: str) -> table.Plan:
 
 
 def test_failing_job_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
-    # 96 columns have no blocks of 128: known only when the checkpoint's headers are read.
-    result = run(["quant.block_size=32,128,16", "output=out"], tmp_path)
+    words = ["verify=standard", "verify.max_error.int8_activations=1,1e-12,2", "output=out"]
+    result = run(words, tmp_path)
     assert result.returncode == 1
     rows = summary(tmp_path / "out")
     assert [row["status"] for row in rows] == ["done", "failed", "done"]
-    assert "96 columns" in rows[1]["error"] and "2 of 3 jobs done" in result.stderr
+    assert "differ from the reference" in rows[1]["error"]
+    assert "2 of 3 jobs done" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -62,6 +63,9 @@ def test_failing_job_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
         (["quant.bits=4,8", "quant.block_size=range(16,2000)"], "at most 1000"),
         (["quant.bits=4,8", "quant.bits=8,4"], "swept twice"),
         (["quant=glob(rtn*)"], "is a pattern"),
+        (["quant.block_size=32,128,16"], "96 columns"),  # the checkpoint's headers say so
+        (["quant.block_size=16,32", "passes=[load,layuot]"], "layuot"),
+        (["evaluate=standard", "evaluate.text=builtin,/nowhere.txt"], "no text at /nowhere.txt"),
     ],
 )
 def test_rejected_sweep_leaves_nothing(
