@@ -14,6 +14,8 @@ schemes  every scheme, block size and sign, an 8-bit head and embedding; like fa
          the 8,192 tokens of the built-in text that recipes take by default
 llama    llama.cpp's own quantizer and kernels on the same weights and chunks, compared by the same
          code; PYTHON is that of an environment with llama-cpp-python, gguf and numpy
+builder  onnxruntime-genai's model builder on the same weights, with its defaults; its embedding
+         stays in float32
 
 Size is the weights as stored: the data file without the rotary caches, the GGUF file without its
 vocabulary; the tied embedding counts once. What is in the results file already is not made or timed
@@ -36,15 +38,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from conversion import write_twin
+from speed import build
 
 from converter.cache import Cache, cache_folder
 from converter.cli.compose import compose_recipe
 from converter.model.architecture import read_architecture
 from converter.model.decoder import build_decoder
-from converter.quality.folder_evaluation import folder_chunks
+from converter.quality.folder_evaluation import folder_chunks, score
+from converter.quality.reference_file import ReferenceFile
 from converter.quality.reference_logits import stored_reference
-from converter.quality.statistics import KLAccumulator
+from converter.quality.runtime_logits import folder_logits
+from converter.quality.statistics import TokenValues, summarize
+from converter.quality.texts import EvaluationChunks
 from converter.sources.local import open_local
 from converter.speed.benchmarking import Spread, run_once
 from converter.speed.cores import physical_cores
@@ -191,8 +198,18 @@ def llama_divergence(
     path: Path, worker: Sequence[str], arguments: argparse.Namespace
 ) -> dict[str, float]:
     """llama.cpp's logits on the same chunks, against the same reference."""
-    import torch
+    chunks, reference = stored_chunks(arguments)
+    ids, logits = arguments.work / "ids.npy", arguments.work / "logits.npy"
+    np.save(ids, chunks.input_ids)
+    scored = [str(chunks.scored.start), str(chunks.scored.stop)]
+    run([*worker, "logits", str(path), str(ids), *scored, str(logits)])
+    values = score((item.copy() for item in np.load(logits, mmap_mode="r")), chunks, reference)
+    logits.unlink()
+    return kept_facts(values)
 
+
+def stored_chunks(arguments: argparse.Namespace) -> tuple[EvaluationChunks, ReferenceFile]:
+    """The chunks of the text, and the float model's logits on them."""
     words = [RECIPE, f"source.path='{arguments.checkpoint}'", "evaluate=standard"]
     recipe = compose_recipe([*words, f"evaluate.text='{arguments.text}'"])
     checkpoint = open_local(arguments.checkpoint)
@@ -204,27 +221,38 @@ def llama_divergence(
     chunks = folder_chunks(tokenizer, recipe.evaluate)
     cache = Cache(cache_folder())
     reference = stored_reference(decoder, recipe.layout, chunks, cache, lambda *_: None)
-    ids, logits = arguments.work / "ids.npy", arguments.work / "logits.npy"
-    np.save(ids, chunks.input_ids)
-    scored = [str(chunks.scored.start), str(chunks.scored.stop)]
-    run([*worker, "logits", str(path), str(ids), *scored, str(logits)])
-    found, next_tokens = KLAccumulator(), torch.from_numpy(chunks.next_tokens)
-    for number, candidate in enumerate(np.load(logits, mmap_mode="r")):
-        expected = reference.chunk(number)
-        found.add(
-            expected.logits,
-            torch.from_numpy(candidate.copy()),
-            next_tokens[number],
-            reference_top=expected.top,
-            reference_nll=expected.nll,
-        )
-    logits.unlink()
-    result = found.result()
-    values = (
+    return chunks, reference
+
+
+def measure_builder(_: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same of the folder that onnxruntime-genai's builder makes."""
+    work, output = arguments.work, arguments.work / PARTIAL
+    if not (work / "llama").exists():
+        write_twin(arguments.checkpoint, work / "llama")
+    shutil.rmtree(output, ignore_errors=True)
+    start = time.perf_counter()
+    build(work / "llama", output)
+    seconds = time.perf_counter() - start
+    chunks, reference = stored_chunks(arguments)
+    logits = folder_logits(output, chunks.input_ids, chunks.scored)
+    weights = ir.load(output / "model.onnx").graph.initializers.values()
+    size = sum(
+        value.const_value.nbytes
+        for value in weights
+        if value.const_value is not None and "_cache" not in str(value.name)
+    )
+    facts = kept_facts(score(logits, chunks, reference))
+    return {"size": size, **facts, "seconds": seconds}
+
+
+def kept_facts(values: TokenValues) -> dict[str, float]:
+    """The figures of a row, as `converter.quality.folder_evaluation.Evaluation.facts` has them."""
+    result = summarize(values)
+    figures = (
         *(result.kld.value, result.kld.error, result.kld_percentiles["99%"]),
         *(result.same_top.value, result.ln_ppl_ratio.value),
     )
-    return dict(zip(KEPT, values, strict=True))
+    return dict(zip(KEPT, figures, strict=True))
 
 
 def run(command: Sequence[str]) -> str:
@@ -282,7 +310,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="text to evaluate on")
     parser.add_argument("--book", type=Path, help="other text, for the budgets' calibration")
     parser.add_argument("--llama", help="python of llama.cpp's environment")
-    groups = ["budgets", "fast", "schemes", "llama"]
+    groups = ["budgets", "fast", "schemes", "llama", "builder"]
     parser.add_argument("--groups", nargs="+", default=groups, choices=groups)
     parser.add_argument("--work", type=Path, default=Path("quality"))
     parser.add_argument("--picture", type=Path)
@@ -295,6 +323,8 @@ def main() -> None:
             parser.error("the group budgets needs --book")
         write_texts(arguments)
     jobs = {name: (measure, words) for name, words in rows(arguments).items()}
+    if "builder" in arguments.groups:
+        jobs["genai builder int4"] = (measure_builder, "")
     if "llama" in arguments.groups and arguments.llama:
         jobs |= {f"llama.cpp {kind}": (measure_llama, kind) for kind in LLAMA}
     path, made = arguments.work / "results.json", arguments.work / "made"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.progress import Advance
 from converter.quality.folder_tokenizer import FolderTokenizer
@@ -18,6 +18,10 @@ from converter.quality.runtime_logits import folder_logits
 from converter.quality.statistics import KLAccumulator, KLStatistics, TokenValues, summarize
 from converter.quality.texts import EvaluationChunks, evaluation_chunks, load_text
 from converter.recipe import EvaluateConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 REPORT = "report"
 REPORT_FILE = "evaluate.json"
@@ -107,11 +111,27 @@ def evaluate_folder(
     Raises:
         ConvertError: onnxruntime cannot run the folder, or gives NaN or infinity.
     """
+    start = time.perf_counter()
+    logits = folder_logits(folder, chunks.input_ids, chunks.scored, threads)
+    values = score(logits, chunks, reference, advance)
+    seconds = time.perf_counter() - start
+    return Evaluation(text, chunks, reference.header.key, values, seconds)
+
+
+def score(
+    logits: Iterable[NDArray[np.float32]],
+    chunks: EvaluationChunks,
+    reference: ReferenceFile,
+    advance: Advance = lambda done, total, detail: None,
+) -> TokenValues:
+    """Compare a model's logits of each chunk, float32 [T, vocab_size], with the reference's.
+
+    Raises:
+        ConvertError: they are not finite.
+    """
     import torch
 
-    start, found = time.perf_counter(), KLAccumulator()
-    next_tokens = torch.from_numpy(chunks.next_tokens)
-    logits = folder_logits(folder, chunks.input_ids, chunks.scored, threads)
+    found, next_tokens = KLAccumulator(), torch.from_numpy(chunks.next_tokens)
     for number, candidate in enumerate(logits):
         expected = reference.chunk(number)
         found.add(
@@ -122,8 +142,7 @@ def evaluate_folder(
             reference_nll=expected.nll,
         )
         advance(number + 1, len(reference), "onnxruntime, chunk")
-    seconds = time.perf_counter() - start
-    return Evaluation(text, chunks, reference.header.key, found.values(), seconds)
+    return found.values()
 
 
 def write_report(folder: Path, label: str, evaluation: Evaluation) -> Path:
