@@ -3,7 +3,8 @@
 An entry is a folder, complete from the moment its name exists: it is made under a temporary name
 and renamed. Any number of processes, on one machine or on several with a shared disk, may want
 the same entry at once: one makes it, the others wait for it. If the maker dies, a waiter takes
-over. Only renames, exclusive creation and modification times are used, which NFS keeps.
+over. Only renames, links (exclusive creation where there are none) and modification times are used,
+which NFS keeps.
 
 Layout of the folder: entries/HASH/ (entry.json and the content), locks/HASH, temporary/, and
 sources/HASH.json (remembered hashes of source files).

@@ -22,9 +22,6 @@ INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy_level at which its kernels round activations to int8."""
 
 
-MOST_THREADS = 1024
-
-
 @dataclass
 class ModelConfig:
     """Which model the recipe is for."""
@@ -33,6 +30,7 @@ class ModelConfig:
     repo: str | None = None
     """Repository on the hub, such as internlm/internlm2-7b."""
     chat: bool = False
+    """Whether it is made for chats, and its source should have a chat template."""
     config: dict[str, Any] = field(default_factory=dict)
     """The published config.json, for synthetic weights and for planning without a download."""
 
@@ -73,9 +71,8 @@ class LayoutConfig:
 
 @dataclass
 class GraphConfig:
-    """What the graph template builds."""
+    """The graph of a decoder: RMSNorm, grouped-query attention with RoPE, SwiGLU."""
 
-    template: Literal["decoder"] = "decoder"
     context_length: int | None = None
     """Positions in the cos/sin caches; null means max_position_embeddings."""
     last_token_logits: bool = True
@@ -87,6 +84,7 @@ class MatrixQuantConfig:
     """Departures from the main quantization for one matrix; null means the same."""
 
     bits: Literal[4, 8, 16] | None = None
+    """16 leaves the matrix in the graph's float type."""
     block_size: int | None = None
     symmetric: bool | None = None
 
@@ -104,13 +102,16 @@ class QuantConfig:
     token_weights: Literal["none", "fisher"] = "none"
     """Weigh calibration tokens by their squared gradients, so that errors count as they matter."""
     bits: Literal[4, 8] = 4
+    """Bits of a code."""
     block_size: int = 32
+    """Columns that share a scale: a power of two from 16 to 256."""
     symmetric: bool = True
+    """Whether codes lie around a fixed zero; false stores a zero point for each block."""
     scale_type: Literal["graph", "fp16"] = "graph"
     """Type in which scales are stored: the graph's, or fp16 in an fp32 graph, which saves half of
     their room; the runtime widens them once, when it loads the folder."""
     accuracy_level: Literal[0, 1, 2, 3, 4] | None = None
-    """MatMulNBits accuracy_level; null takes the target's."""
+    """See target.accuracy_level; null takes the target's."""
     pad_last_block: bool = False
     """Pad columns that the block size does not divide, at the cost of a larger file."""
     target_size: str | None = None
@@ -143,7 +144,9 @@ class CalibrationConfig:
     text: str = "builtin"
     """`builtin`, a text file, a .jsonl file of chats, or a folder of those."""
     tokens: int = 8192
+    """Tokens drawn from the text."""
     sequence_length: int = 512
+    """Tokens that the model reads in one go; one sequence in 16 is held back to judge with."""
     seed: int = 0
     """Seed of the order of documents."""
     inputs: Literal["rounded", "float"] = "rounded"
@@ -160,6 +163,7 @@ class TargetConfig:
 
     execution_provider: ExecutionProvider = "cpu"
     float_type: FloatType = "fp32"
+    """Type of activations, norms and of what stays unquantized."""
     packed_qkv: bool = True
     """One matrix for Q, K and V in front of GroupQueryAttention."""
     rotary_in_attention: bool = True
@@ -173,6 +177,8 @@ class TargetConfig:
     quantized_weights: Literal["MatMulNBits", "DequantizeLinear"] = "MatMulNBits"
     """Operator that holds a quantized matrix; DequantizeLinear stands in front of a MatMul."""
     accuracy_level: Literal[0, 1, 2, 3, 4] = 0
+    """MatMulNBits' accuracy_level, the least precision in which it may compute: 0 the kernel's
+    choice, 1 fp32, 2 fp16, 3 bf16, 4 activations rounded to int8."""
     threads: int | None = 0
     """intra_op_num_threads: null writes this machine's physical cores, 0 leaves it to the runtime.
 
@@ -191,7 +197,9 @@ class TargetConfig:
     tune_head_bits: list[Literal[4, 8]] = field(default_factory=list)
     """Values of quant.lm_head.bits that `tune` may choose from, besides the recipe's own."""
     provider_options: dict[str, str] = field(default_factory=dict)
+    """Options of the execution provider in genai_config.json."""
     session_options: dict[str, Any] = field(default_factory=dict)
+    """Entries of genai_config.json's `session_options` section."""
     search: dict[str, Any] = field(default_factory=dict)
     """Entries of genai_config.json's `search` section."""
 
@@ -202,13 +210,15 @@ class VerifyConfig:
 
     enabled: bool = True
     prompt: str = "Once upon a time"
+    """What the runtime continues."""
     new_tokens: int = 16
     """Tokens that the runtime must generate; the logits of each are compared."""
     max_error: dict[str, float] = field(default_factory=dict)
     """Largest relative error of the logits, by precision: fp32, fp16, bf16, int8_activations."""
     max_bytes: float = 4e9
-    """A folder larger than this is compared on its first layers only."""
+    """A folder of more bytes than this is compared on its first layers only."""
     first_layers: int = 2
+    """How many layers that are."""
 
 
 @dataclass
@@ -324,13 +334,6 @@ def impossible_values(recipe: Recipe) -> Iterator[Problem]:
     yield from _source_problems(recipe.source)
     yield from _evaluate_problems(recipe.evaluate)
     yield from _benchmark_problems(recipe.benchmark)
-    threads = recipe.target.threads
-    if threads is not None and not 0 <= threads <= MOST_THREADS:
-        yield Problem(
-            f"target.threads={threads}.",
-            f"0 to {MOST_THREADS}; null for this machine's physical cores",
-            "set target.threads=4",
-        )
     if recipe.threads is not None and recipe.threads < 1:
         yield Problem(
             f"threads={recipe.threads}.", "at least 1, or null for all cores", "threads=2"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 CPU_FLOAT_TYPES = ("fp32", "fp16")
 """Stated here so that checking a recipe does not load onnxruntime; a test compares it."""
+MOST_THREADS = 1024
 GRAPH_CAPTURE = {
     "cuda": "enable_cuda_graph",
     "dml": "enable_graph_capture",
@@ -127,10 +128,10 @@ def _dequantize_problems(quant: QuantConfig) -> Iterator[Problem]:
 
 
 def _runtime_problems(target: TargetConfig) -> Iterator[Problem]:
-    if target.threads is not None and target.threads < 0:
+    if target.threads is not None and not 0 <= target.threads <= MOST_THREADS:
         yield Problem(
             f"target.threads={target.threads}.",
-            "a number of threads, 0 for the runtime's choice, null for the physical cores",
+            f"1 to {MOST_THREADS}, 0 for the runtime's choice, null for the physical cores",
             "set target.threads=null",
         )
     if target.chunk_size is not None and target.chunk_size < 1:

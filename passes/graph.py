@@ -18,6 +18,7 @@ from onnx_ir.tape import Tape
 from converter.artifacts import FLOAT_TYPES, IR_DTYPES, MATRIX, Graph, WeightTensor
 from converter.engine import Pass, Run
 from converter.errors import Problem
+from converter.folder.cpu_model import LAST_TOKEN
 from converter.folder.kernels import kernels, missing_kernels
 from converter.model.decoder import BIAS, Decoder
 from converter.recipe import Recipe, TargetConfig
@@ -25,8 +26,6 @@ from converter.weights.weight import TensorWeight, Weight, concatenate_rows
 
 OPSETS = {"": 21, "com.microsoft": 1}
 IR_VERSION = 10
-LAST_TOKEN = "/lm_head/last_token/Gather"
-"""Name of the node that keeps each prompt's last token; see `converter.full_logits`."""
 CONTRIB = "com.microsoft"
 
 
@@ -139,7 +138,7 @@ class DecoderTemplate:
         value.type = ir.TensorType(self.dtype)
         self.outputs.append(value)
 
-    def _cache(self, name: str, length: str) -> tuple[int | str, ...]:
+    def _cache(self, length: str) -> tuple[int | str, ...]:
         return ("batch_size", self.arch.num_key_value_heads, length, self.arch.head_dim)
 
     # Nodes
@@ -347,7 +346,7 @@ class DecoderTemplate:
             self._input(
                 f"past_key_values.{layer}.{kind}",
                 self.dtype,
-                *self._cache(kind, "past_sequence_length"),
+                *self._cache("past_sequence_length"),
             )
             for kind in ("key", "value")
         ]
@@ -370,9 +369,7 @@ class DecoderTemplate:
             rotary_interleaved=0,
         )
         for kind, value in zip(("key", "value"), outputs[1:], strict=True):
-            self._output(
-                value, f"present.{layer}.{kind}", *self._cache(kind, "total_sequence_length")
-            )
+            self._output(value, f"present.{layer}.{kind}", *self._cache("total_sequence_length"))
         return outputs[0]
 
     def _queries_keys_values(

@@ -93,6 +93,11 @@ class MakePackage(Pass[Graph, Package]):
         if tokenizer is None:
             run.progress.message("The source has no tokenizer: the folder takes token ids only.")
             return None
+        if run.recipe.model.chat and not tokenizer.is_chat:
+            run.progress.message(
+                "The recipe is for a chat model, and the source has no chat template: "
+                "`convert chat` will continue plain text."
+            )
         for note in tokenizer.notes:
             run.progress.message(f"tokenizer: {note}")
         return tokenizer

@@ -33,7 +33,9 @@ def main() -> None:
 def document() -> str:
     """The whole text of docs/passes.md."""
     passes = [item for item in describe_passes() if item.name in BUILT_IN]
-    return "\n".join([HEAD, *_table(passes), *(line for item in passes for line in _section(item))])
+    first = {item.slot: item.name for item in reversed(passes)}
+    sections = (line for item in passes for line in _section(item, first[item.slot]))
+    return "\n".join([HEAD, *_table(passes), *sections])
 
 
 def _table(passes: list[PassDescription]) -> Iterator[str]:
@@ -45,7 +47,8 @@ def _table(passes: list[PassDescription]) -> Iterator[str]:
     yield ""
 
 
-def _section(item: PassDescription) -> Iterator[str]:
+def _section(item: PassDescription, described: str) -> Iterator[str]:
+    """`described` is the pass in whose section the keys of its slot stand."""
     yield f"## {item.name}"
     yield ""
     yield f"{item.purpose} (`{item.module.replace('.', '/')}.py`)"
@@ -55,7 +58,10 @@ def _section(item: PassDescription) -> Iterator[str]:
         yield ""
         yield from (f"- {text}" for text in item.guarantees)
         yield ""
-    if item.slot:
+    if item.name != described:
+        yield f"Slot `{item.slot}`: see [{described}](#{described})."
+        yield ""
+    else:
         schema = typing.get_type_hints(Recipe)[item.slot]
         yield f"Slot `{item.slot}`:"
         yield ""

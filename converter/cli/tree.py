@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 PRIMARY = "convert"
 LOCAL = "local"
 RECIPE, SWEEP = "recipe", "sweep"
-_OVERRIDE = "override /"
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from converter.cli.compose import compose_recipe
 from converter.errors import ConvertError
-from converter.folder.genai_config import session_options
 from converter.folder.kernels import cpu_kernels
-from converter.recipe import QuantConfig, Recipe, TargetConfig
-from converter.speed.cores import physical_cores
+from converter.recipe import QuantConfig, TargetConfig
 from converter.targets import CPU_FLOAT_TYPES, GRAPH_CAPTURE, float_types, target_problems
 
 
@@ -78,41 +74,3 @@ def test_every_providers_float_types_have_a_possible_recipe(provider: str) -> No
             **(form.get(provider, {}) | norm.get(provider, {})),  # type: ignore[arg-type]
         )
         assert list(target_problems(target, QuantConfig())) == []
-
-
-@pytest.mark.parametrize(("capture", "value"), [(False, "0"), (True, "1")])
-@pytest.mark.parametrize(
-    ("target", "option"),
-    [
-        ("cuda", "enable_cuda_graph"),
-        ("dml", "enable_graph_capture"),
-        ("webgpu", "enableGraphCapture"),
-        ("nvtensorrtrtx", "enable_cuda_graph"),
-    ],
-)
-def test_graph_capture_is_the_providers_own_option(
-    target: str, option: str, capture: bool, value: str
-) -> None:
-    words = [f"target={target}", f"target.graph_capture={capture}".lower()]
-    recipe: Recipe = compose_recipe(["recipe=internlm2_1_8b_cpu_fp32", *words])
-    ((provider, options),) = session_options(recipe.target)["provider_options"][0].items()
-    assert provider == recipe.target.execution_provider
-    assert options[option] == value
-
-
-def test_threads_are_written_only_when_asked() -> None:
-    assert "intra_op_num_threads" not in session_options(TargetConfig(threads=0))
-    assert session_options(TargetConfig(threads=3))["intra_op_num_threads"] == 3
-    assert session_options(TargetConfig(threads=None))["intra_op_num_threads"] == physical_cores()
-
-
-def test_two_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(8):
-        folder = tmp_path / f"cpu{number}" / "topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(f"{number % 4},{number % 4 + 4}\n")
-    monkeypatch.setattr("converter.speed.cores._allowed", lambda: set(range(8)))
-    assert physical_cores(tmp_path) == 4
-    monkeypatch.setattr("converter.speed.cores._allowed", lambda: {0, 1, 4})
-    assert physical_cores(tmp_path) == 2
-    assert physical_cores(tmp_path / "absent") == 3

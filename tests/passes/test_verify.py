@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("onnxruntime_genai")
 
+from converter.artifacts import Package
 from converter.engine import Pass, Run, run_recipe
 from converter.errors import ConvertError
 from converter.pass_registry import make_passes
@@ -59,7 +60,7 @@ class Damage(Pass[Any, Any]):
     """Overwrites some bytes of the data file, as a bad disk would."""
 
     name = "damage"
-    takes = gives = object
+    takes = gives = Package
 
     def run(self, artifact: Any, run: Run) -> Any:
         path = artifact.folder / "model.onnx.data"
@@ -76,9 +77,6 @@ def test_a_damaged_folder_is_not_published(
 ) -> None:
     recipe = make_recipe(*VERIFIED, *words, num_hidden_layers=3)
     damage = Damage()
-    from converter.artifacts import Package
-
-    Damage.takes = Damage.gives = Package
     with pytest.raises(ConvertError, match=r"verify: .* differ from the reference"):
         convert(recipe, tmp_path / "out", damage)
     assert list(tmp_path.iterdir()) == []
