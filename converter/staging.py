@@ -98,6 +98,17 @@ def open_staging(output: Path) -> Iterator[Staging]:
         _remove(folder)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of `path` that takes its place if the context ends without an error."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _sibling(output: Path, kind: str) -> Path:
     return output.with_name(f".{output.name}.{kind}-{os.getpid()}")
 

@@ -22,7 +22,6 @@ from converter.quality.charts import LinearError, layer_errors
 from converter.quality.folder_evaluation import (
     evaluate_folder,
     folder_chunks,
-    replacing,
     text_chunks,
     write_report,
 )
@@ -33,6 +32,7 @@ from converter.quality.statistics import Estimate
 from converter.quality.texts import load_text
 from converter.recipe import Recipe
 from converter.runtime import ONNXRUNTIME, missing_runtime
+from converter.staging import replacing
 
 
 class Evaluate(Pass[Package, Package]):

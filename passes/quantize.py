@@ -24,6 +24,7 @@ from converter.quantization.formats import (
     budget_problems,
     indivisible,
     matrix_format,
+    matrix_parts,
     tied_format,
 )
 from converter.quantization.rtn import BlockFormat
@@ -185,13 +186,6 @@ def split_rows(matrix: str, stacked: Weight, decoder: Decoder) -> dict[str, Weig
         parts[name] = stacked.permute_rows(torch.arange(offset, offset + count))
         offset += count
     return parts
-
-
-def matrix_parts(matrix: str) -> tuple[str, ...]:
-    """Canonical names of the weights whose rows a matrix of the graph stacks."""
-    prefix, _, kind = matrix.rpartition(".")
-    packed = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-    return tuple(f"{prefix}.{part}" for part in packed[kind]) if kind in packed else (matrix,)
 
 
 def _replace(

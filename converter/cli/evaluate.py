@@ -27,14 +27,13 @@ from converter.quality.folder_evaluation import (
     Evaluation,
     evaluate_folder,
     folder_chunks,
-    replacing,
     write_json,
     write_report,
 )
 from converter.quality.reference_logits import stored_reference
 from converter.recipe import EvaluateConfig, Recipe
 from converter.schema import parse_recipe
-from converter.staging import LOCK
+from converter.staging import LOCK, replacing
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 

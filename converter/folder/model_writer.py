@@ -19,7 +19,7 @@ from converter.artifacts import WeightTensor
 from converter.errors import ConvertError
 from converter.progress import Advance
 from converter.weights.quantized import not_finite
-from converter.weights.weight import GroupPart, RowGroup, Weight, tensor_bytes
+from converter.weights.weight import GroupPart, RowGroup, Weight, write_at
 
 DATA_FILE = "model.onnx.data"
 MODEL_FILE = "model.onnx"
@@ -154,7 +154,7 @@ def _weight_tasks(name: str, weight: Weight, offset: int, descriptor: int) -> It
             tile = weight.rows(start, stop)
             if tile.is_floating_point() and not bool(torch.isfinite(tile).all()):
                 raise ConvertError(not_finite(weight.label, tile.dtype))
-            _write(descriptor, tile, offset + start * row)
+            write_at(descriptor, tile, offset + start * row)
 
         yield _Task(name, (stop - start) * row, run)
 
@@ -165,16 +165,9 @@ def _group_tasks(group: RowGroup, offsets: Mapping[str, int], descriptor: int) -
 
         def run(start: int = start, stop: int = stop) -> None:
             for name, tile in group.rows(start, stop).items():
-                _write(descriptor, tile, offsets[name] + start * rows[name])
+                write_at(descriptor, tile, offsets[name] + start * rows[name])
 
         yield _Task(group.label, (stop - start) * sum(rows.values()), run)
-
-
-def _write(descriptor: int, tile: torch.Tensor, offset: int) -> None:
-    buffer = tensor_bytes(tile.contiguous())
-    while buffer:
-        count = os.pwrite(descriptor, buffer, offset)
-        buffer, offset = buffer[count:], offset + count
 
 
 def _run_tasks(tasks: Sequence[_Task], threads: int, total: int, advance: Advance) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from converter.quality.runtime_logits import folder_logits
 from converter.quality.statistics import KLAccumulator, KLStatistics, TokenValues, summarize
 from converter.quality.texts import EvaluationChunks, evaluation_chunks, load_text
 from converter.recipe import EvaluateConfig
+from converter.staging import replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,14 +161,3 @@ def write_json(path: Path, content: Any) -> None:
     with replacing(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         temporary.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path` that takes its place if the context ends without an error."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

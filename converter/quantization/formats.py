@@ -29,6 +29,10 @@ CANDIDATES = (
 No blocks of 16: the kernels of x86 read them at half the speed, and those of Arm not at all."""
 
 
+PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Matrices of the graph that stack the rows of several weights, and which."""
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A matrix of the graph, (rows, columns): the canonical weights `parts`, rows stacked."""
@@ -45,16 +49,13 @@ class Matrix:
 def graph_matrices(recipe: Recipe, decoder: Decoder) -> list[Matrix]:
     """The linears of the graph that the recipe's target gets, layer by layer, lm_head last."""
     target, arch = recipe.target, decoder.architecture
-    heads = ("q_proj", "k_proj", "v_proj")
-    qkv = {"qkv_proj": heads} if target.packed_qkv else {part: (part,) for part in heads}
-    both = ("gate_proj", "up_proj")
-    feed = {"gate_up_proj": both} if target.packed_gate_up else {part: (part,) for part in both}
-    kinds = {**qkv, "o_proj": ("o_proj",), **feed, "down_proj": ("down_proj",)}
+    qkv = ("qkv_proj",) if target.packed_qkv else PACKED["qkv_proj"]
+    feed = ("gate_up_proj",) if target.packed_gate_up else PACKED["gate_up_proj"]
     found = []
     for layer in range(arch.num_hidden_layers):
-        for kind, parts in kinds.items():
-            names = tuple(f"layers.{layer}.{part}" for part in parts)
-            found.append(_matrix(f"layers.{layer}.{kind}", names, decoder))
+        for kind in (*qkv, "o_proj", *feed, "down_proj"):
+            name = f"layers.{layer}.{kind}"
+            found.append(_matrix(name, matrix_parts(name), decoder))
     weights = decoder.weights
     tied = weights[HEAD] is weights[EMBEDDING]
     embeds = tied and matrix_format(EMBEDDING, recipe.quant) is not None
@@ -64,6 +65,12 @@ def graph_matrices(recipe: Recipe, decoder: Decoder) -> list[Matrix]:
 def _matrix(name: str, parts: tuple[str, ...], decoder: Decoder, embeds: bool = False) -> Matrix:
     shapes = [decoder.weights[part].shape for part in parts]
     return Matrix(name, parts, sum(shape[0] for shape in shapes), shapes[0][1], embeds)
+
+
+def matrix_parts(matrix: str) -> tuple[str, ...]:
+    """Canonical names of the weights whose rows a matrix of the graph stacks."""
+    prefix, _, kind = matrix.rpartition(".")
+    return tuple(f"{prefix}.{part}" for part in PACKED[kind]) if kind in PACKED else (matrix,)
 
 
 def matrix_format(matrix: str, quant: QuantConfig) -> BlockFormat | None:

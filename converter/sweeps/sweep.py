@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from converter.errors import ConvertError, Problem, raise_if
-from converter.staging import LOCK, RECIPE_FILE
+from converter.staging import LOCK, RECIPE_FILE, replacing
 
 PLAN = "sweep.json"
 FAILURES = "failures"
@@ -362,6 +361,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

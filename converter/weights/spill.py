@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from converter.weights.weight import tensor_bytes
+from converter.weights.weight import tensor_bytes, write_at
 
 
 class Spill:
@@ -37,8 +37,8 @@ class Spill:
         return tensor
 
     def __setitem__(self, index: int | slice, value: torch.Tensor) -> None:
-        buffer = tensor_bytes(value.detach().to(self.dtype).contiguous())
-        _put(self._file.fileno(), buffer, _range(index)[0] * self._nbytes)
+        offset = _range(index)[0] * self._nbytes
+        write_at(self._file.fileno(), value.detach().to(self.dtype), offset)
 
     def close(self) -> None:
         """Give the room on the disk back."""
@@ -71,10 +71,4 @@ def _fill(descriptor: int, buffer: memoryview, offset: int) -> None:
         count = os.preadv(descriptor, [buffer], offset)
         if count == 0:
             raise OSError("a file of intermediate results ends early")
-        buffer, offset = buffer[count:], offset + count
-
-
-def _put(descriptor: int, buffer: memoryview, offset: int) -> None:
-    while buffer:
-        count = os.pwrite(descriptor, buffer, offset)
         buffer, offset = buffer[count:], offset + count

@@ -8,6 +8,7 @@ a model of any size passes through the whole pipeline with one tile in memory.
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -188,6 +189,14 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous tensor, shared with it and writable."""
     array: Any = tensor.flatten().view(torch.uint8).numpy()
     return memoryview(array)
+
+
+def write_at(descriptor: int, tensor: torch.Tensor, offset: int) -> None:
+    """Write a tensor's bytes to an open file from `offset` on."""
+    buffer = tensor_bytes(tensor.contiguous())
+    while buffer:
+        count = os.pwrite(descriptor, buffer, offset)
+        buffer, offset = buffer[count:], offset + count
 
 
 def concatenate_rows(sources: Sequence[Weight]) -> Weight:
