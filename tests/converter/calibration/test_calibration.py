@@ -168,11 +168,14 @@ def test_threads_only_change_the_order_of_sums(
 ) -> None:
     found = []
     for threads in (1, 2):
-        recipe = make_recipe("quant=gptq", f"threads={threads}", *WORDS, bias=True)
+        recipe = make_recipe("quant=best", f"threads={threads}", *WORDS, bias=True)
         found.append(calibrate(recipe, decoder, Cache(tmp_path / str(threads)), nothing))
-    for name in found[0].forms:
-        same = (codes(found[0], name) == codes(found[1], name)).float().mean()
-        assert same > 0.995  # sums in another order may flip a code that lies on an edge
+    assert [item.threads for item in found] == [1, 2]
+    for one, two in zip(*(item.errors for item in found), strict=True):
+        assert one.after == pytest.approx(two.after, rel=0.05)
+    first = "layers.0.qkv_proj"  # later ones are rounded against codes that differ already
+    same = (codes(found[0], first) == codes(found[1], first)).float().mean()
+    assert same > 0.995  # sums in another order may flip a code that lies on an edge
 
 
 def test_inputs_do_not_depend_on_how_tokens_are_batched() -> None:

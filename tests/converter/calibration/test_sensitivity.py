@@ -1,11 +1,29 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from converter.calibration.inputs import Inputs
-from converter.calibration.sensitivity import Stage, activation_noise
+from converter.cache import Cache
+from converter.calibration.fisher import read_fisher, write_fisher
+from converter.calibration.inputs import Inputs, restored
+from converter.calibration.rounding import Scheme
+from converter.calibration.sensitivity import (
+    Stage,
+    activation_noise,
+    measure_losses,
+    read_losses,
+)
+from converter.calibration.tokens import calibration_tokens
+from converter.cli.compose import compose_recipe
+from converter.engine import check
+from converter.model.reference import Reference
+from converter.pass_registry import make_passes
+from converter.quantization.formats import candidate_formats, graph_matrices
+from converter.quantization.rtn import BlockFormat
+from converter.weights.weight import TensorWeight
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -65,3 +83,38 @@ def test_noise_is_weighted_and_averaged_over_the_tokens_it_was_measured_on() -> 
     stage.add(x[1:], weights[1:], [32])
     whole = x.flatten(0, 1) * weights.flatten()[:, None].sqrt()
     assert torch.allclose(stage.noise[32], activation_noise(whole, 32), rtol=1e-5)
+
+
+def test_a_formats_loss_is_the_divergence_of_rounding_that_matrix_alone(tmp_path: Path) -> None:
+    words = ["recipe=demo", "quant=rtn", "quant.bits_per_weight=5", "calibration.tokens=1024"]
+    recipe = compose_recipe(words)
+    decoder = check(recipe, make_passes(["load", "layout"]), None)
+    assert decoder is not None
+    tokens = calibration_tokens(decoder, recipe.calibration)
+    reference = Reference(decoder.architecture, decoder.weights)
+    write_fisher(tmp_path, reference, tokens.ids, 0, lambda *_: None)
+    scheme, fisher, cache = (
+        Scheme(recipe.quant, torch.float32),
+        read_fisher(tmp_path),
+        Cache(tmp_path),
+    )
+    names = ("layers.1.o_proj", "layers.3.gate_proj")
+    matrices = [item for item in graph_matrices(recipe, decoder) if item.name in names]
+    measure_losses(tmp_path, reference, matrices, scheme, tokens, fisher, cache, lambda *_: None)
+    losses, expected = read_losses(tmp_path), log_softmax(reference, tokens.ids)
+    for matrix, form in zip(
+        matrices, (BlockFormat(4, 32, True), BlockFormat(8, 64, True)), strict=True
+    ):
+        weight = decoder.weights[matrix.name].read().float()
+        rounded = TensorWeight(restored(scheme.plain(weight, form), form, matrix.columns))
+        other = Reference(decoder.architecture, {**decoder.weights, matrix.name: rounded})
+        logs = log_softmax(other, tokens.ids)
+        divergence = (expected.exp() * (expected - logs)).sum(-1).mean()
+        loss = losses[matrix.name][candidate_formats(matrix, recipe.quant).index(form)]
+        assert loss == pytest.approx(float(divergence), rel=0.2)
+
+
+def log_softmax(reference: Reference, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        logits = [reference.logits(reference.hidden_states(row[None])[0]) for row in ids]
+    return torch.stack(logits).double().log_softmax(-1)
