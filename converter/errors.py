@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -36,3 +37,15 @@ def raise_if(problems: Iterable[Problem]) -> None:
     found = tuple(dict.fromkeys(problems))
     if found:
         raise ConvertError(found)
+
+
+@contextmanager
+def together_with(problems: Iterable[Problem]) -> Iterator[None]:
+    """Raise `problems` at the end of the context, together with those that it raises itself."""
+    found = list(problems)
+    try:
+        yield
+    except ConvertError as error:
+        raise_if([*found, *error.problems])
+        raise
+    raise_if(found)

@@ -6,8 +6,10 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from converter.errors import raise_if
 from converter.progress import show_progress
-from converter.speed.benchmarking import bench, draw, table
+from converter.result_files import PICTURES, file_problems
+from converter.speed.benchmarking import Report, bench, draw, folder_problems, table
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,20 +25,35 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--new-tokens", type=_at_least(2), default=64)
     parser.add_argument("--rounds", type=_at_least(1), default=3)
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--picture", type=_picture, help="also draw them here: .png or .svg")
+    parser.add_argument("--picture", type=Path, help="also draw them here: .png or .svg")
     parsed = parser.parse_args(arguments)
     folders = [folder.resolve() for folder in parsed.folders]
+    raise_if(
+        [
+            *folder_problems(folders),
+            *(file_problems(parsed.json) if parsed.json else ()),
+            *(file_problems(parsed.picture, PICTURES) if parsed.picture else ()),
+        ]
+    )
     with show_progress() as progress:
         progress.start("bench")
         report = bench(
             folders, parsed.prompt_lengths, parsed.new_tokens, parsed.rounds, progress.advance
         )
     print(table(report))
-    if parsed.json:
-        parsed.json.write_text(report.to_json(), encoding="utf-8")
-    if parsed.picture:
-        draw(report, parsed.picture)
+    _write(report, parsed.json, parsed.picture)
     return 0
+
+
+def _write(report: Report, figures: Path | None, picture: Path | None) -> None:
+    from converter.quality.folder_evaluation import replacing
+
+    if figures:
+        with replacing(figures.resolve()) as path:
+            path.write_text(report.to_json(), encoding="utf-8")
+    if picture:
+        with replacing(picture.resolve()) as path:
+            draw(report, path)
 
 
 def _lengths(text: str) -> list[int]:
@@ -50,10 +67,3 @@ def _at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return number
-
-
-def _picture(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in (".png", ".svg"):
-        raise argparse.ArgumentTypeError(f"{text}: a picture is .png or .svg")
-    return path

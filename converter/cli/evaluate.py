@@ -16,7 +16,7 @@ from typing import Any
 
 from converter.cache import Cache, cache_folder
 from converter.engine import check
-from converter.errors import ConvertError, Problem, raise_if
+from converter.errors import ConvertError, Problem, raise_if, together_with
 from converter.finished import read_lock, read_recipe
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import Decoder
@@ -24,6 +24,8 @@ from converter.pass_registry import make_passes
 from converter.progress import Progress, format_bytes, show_progress
 from converter.quality.charts import Panel, compare_folders
 from converter.quality.folder_evaluation import (
+    REPORT,
+    REPORT_FILE,
     Evaluation,
     evaluate_folder,
     folder_chunks,
@@ -32,6 +34,7 @@ from converter.quality.folder_evaluation import (
 )
 from converter.quality.reference_logits import stored_reference
 from converter.recipe import EvaluateConfig, Recipe
+from converter.result_files import PICTURES, file_problems
 from converter.schema import parse_recipe
 from converter.staging import LOCK, replacing
 
@@ -53,7 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb."""
     parsed = _parser().parse_args(arguments)
     cache = Cache(cache_folder())
-    opened = open_folders(parsed.folders, parsed.source, cache)
+    with together_with(_result_problems(parsed)):
+        opened = open_folders(parsed.folders, parsed.source, cache)
     config = _settings(opened[0].recipe.evaluate, parsed)
     with show_progress() as progress:
         found = {item.label: evaluate(item, config, cache, progress) for item in opened}
@@ -90,6 +94,22 @@ def _parser() -> argparse.ArgumentParser:
         help="where several folders are compared (.png or .svg; default %(default)s)",
     )
     return parser
+
+
+def _result_problems(parsed: argparse.Namespace) -> Iterator[Problem]:
+    """Files that the evaluation would end with, and that cannot be written."""
+    if parsed.json is not None:
+        yield from file_problems(parsed.json)
+    if len(set(parsed.folders)) > 1:
+        yield from file_problems(parsed.picture, PICTURES)
+
+
+def _report_problems(label: str, folder: Path) -> Iterator[Problem]:
+    report = folder / REPORT
+    place = report / REPORT_FILE if report.exists() else report
+    for problem in file_problems(place):
+        remedy = f"copy {label} to a place that you may write to, and evaluate the copy"
+        yield Problem(problem.found, problem.expected, remedy)
 
 
 def _count(text: str) -> int:
@@ -137,7 +157,12 @@ def _open(label: str, source: str | None, cache: Cache) -> Opened:
     except ConvertError as error:
         raise ConvertError(_without_source(label, item) for item in error.problems) from error
     assert decoder is not None  # every recipe's header passes end in a decoder, or check raises
-    raise_if(_source_problems(label, lock, decoder.checkpoint, cache))
+    raise_if(
+        [
+            *_report_problems(label, folder),
+            *_source_problems(label, lock, decoder.checkpoint, cache),
+        ]
+    )
     return Opened(label, folder, recipe, decoder)
 
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from converter.cli.compose import compose_recipe
-from converter.errors import ConvertError, Problem
+from converter.errors import together_with
 from converter.folder.model_writer import DATA_FILE, MODEL_FILE
 from converter.olive.config import Workflow, workflow_of
+from converter.result_files import file_problems
 from converter.staging import LOCK, RECIPE_FILE
 
 ALONG = ("genai_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
@@ -30,20 +31,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--input", type=Path, help="the plain conversion; default: NAME-plain")
     parser.add_argument("--to", type=Path, help="file to write; default: the terminal")
     parsed = parser.parse_args(arguments)
-    recipe = compose_recipe(parsed.overrides)
-    folder = (parsed.input or Path(f"{recipe.name}-plain")).expanduser().absolute()
-    workflow = workflow_of(recipe, folder, _files(folder), f"{recipe.name}-olive")
+    with together_with(file_problems(parsed.to, new=True) if parsed.to else ()):
+        recipe = compose_recipe(parsed.overrides)
+        folder = (parsed.input or Path(f"{recipe.name}-plain")).expanduser().absolute()
+        workflow = workflow_of(recipe, folder, _files(folder), f"{recipe.name}-olive")
     text = _text(workflow, parsed.overrides, folder)
     if parsed.to is None:
         sys.stdout.write(text)
         return 0
-    try:
-        with parsed.to.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise ConvertError(
-            Problem(f"{parsed.to} exists already.", "a new file", "choose another name")
-        ) from error
+    with parsed.to.open("x", encoding="utf-8") as file:
+        file.write(text)
     print(parsed.to)
     return 0
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from converter.errors import ConvertError, Problem
+from converter.errors import Problem, raise_if
 from converter.finished import read_lock, read_recipe
 from converter.hashing import file_entries
 from converter.progress import format_bytes
+from converter.result_files import place_problems
 from converter.staging import RECIPE_FILE
 from converter.sweeps.sweep import flat
 
@@ -36,26 +37,40 @@ def reproduce(arguments: Sequence[str]) -> int:
     )
     parsed = parser.parse_args(arguments)
     lock, values = read_lock(parsed.folder), read_recipe(parsed.folder)
-    for word in parsed.overrides:
-        key, _, value = word.partition("=")
-        if key == "source.path":
-            values["source"]["path"] = str(Path(value).expanduser().resolve())
-        elif key == "threads" and value.isdigit():
-            values["threads"] = int(value)
-        else:
-            raise ConvertError(
-                Problem(
-                    f"{word!r} would change the recipe.",
-                    "source.path=FOLDER or threads=N",
-                    "convert recipe=… to run another recipe",
-                )
-            )
+    raise_if([*_override(values, parsed.overrides), *_place_problems(parsed.folder)])
     values["threads"] = values.get("threads") or _threads(lock)
     made = _run_again(parsed.folder.resolve(), values, lock)
     lines = list(differences(lock, made))
     compared = len(set(lock["files"]) - {RECIPE_FILE})
     print("\n".join(lines) or f"The same: {compared} files, hash by hash.")
     return 1 if lines else 0
+
+
+def _override(values: dict[str, Any], words: Sequence[str]) -> Iterator[Problem]:
+    """Set in `values` what the words say; the problems of those that would change the recipe."""
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "source.path":
+            values["source"]["path"] = str(Path(value).expanduser().resolve())
+        elif key == "threads" and value.isdecimal():
+            values["threads"] = int(value)
+        else:
+            yield Problem(
+                f"{word!r} would change the recipe.",
+                "source.path=FOLDER or threads=N",
+                "convert recipe=… to run another recipe",
+            )
+
+
+def _place_problems(folder: Path) -> Iterator[Problem]:
+    """The result is made beside the folder, where one of its size has room."""
+    beside = folder.resolve().parent
+    if any(place_problems(beside / "again")):
+        yield Problem(
+            f"{folder} cannot be made again beside it: {beside} is not writable.",
+            "a folder that you may write to, on a disk that is not read-only",
+            "copy the folder to such a place, then: convert reproduce COPY",
+        )
 
 
 def explanation(folder: Path) -> Iterator[str]:

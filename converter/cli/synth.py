@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from converter.cli.compose import compose_recipe
-from converter.errors import ConvertError, Problem
+from converter.errors import Problem, together_with
+from converter.result_files import place_problems
 from converter.sources.synthetic import open_synthetic, write_checkpoint
 from converter.staging import open_folder
 
@@ -23,16 +24,19 @@ def main(arguments: Sequence[str]) -> int:
         "model.config.num_hidden_layers=2",
     )
     parsed = parser.parse_args(arguments)
-    recipe = compose_recipe([*parsed.overrides, "source=synthetic"])
     output: Path = parsed.output.resolve()
-    if output.exists():
-        raise ConvertError(
-            Problem(
-                f"{output} exists already.", "a new folder", "choose another, or remove that one"
-            )
-        )
-    checkpoint = open_synthetic(recipe.source, recipe.model, recipe.layout)
+    with together_with(_problems(output)):
+        recipe = compose_recipe([*parsed.overrides, "source=synthetic"])
+        checkpoint = open_synthetic(recipe.source, recipe.model, recipe.layout)
     with open_folder(output) as folder:
         write_checkpoint(checkpoint, folder)
     print(output)
     return 0
+
+
+def _problems(output: Path) -> Iterator[Problem]:
+    if output.exists():
+        yield Problem(
+            f"{output} exists already.", "a new folder", "choose another, or remove that one"
+        )
+    yield from place_problems(output)

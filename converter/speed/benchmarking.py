@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.errors import ConvertError, Problem
+from converter.errors import ConvertError, Problem, raise_if
 from converter.progress import Advance
 from converter.speed.cores import physical_cores
 
@@ -110,7 +110,7 @@ def bench(
     Raises:
         ConvertError: a folder does not load or run.
     """
-    _check(folders)
+    raise_if(folder_problems(folders))
     lengths = sorted(prompt_lengths)
     results: dict[Path, list[dict[str, Any]]] = {folder: [] for folder in folders}
     for number in range(rounds):
@@ -274,8 +274,9 @@ def _panels(report: Report) -> Any:
     yield Panel("load (s)", [item.load_seconds.median for item in items], digits=2)
 
 
-def _check(folders: Sequence[Path]) -> None:
-    problems = [
+def folder_problems(folders: Iterable[Path]) -> list[Problem]:
+    """Those of `folders` that nothing can be measured of."""
+    return [
         Problem(
             f"{folder} has no {CONFIG}.",
             "a folder that convert (or onnxruntime-genai's builder) wrote",
@@ -284,8 +285,6 @@ def _check(folders: Sequence[Path]) -> None:
         for folder in folders
         if not (folder / CONFIG).is_file()
     ]
-    if problems:
-        raise ConvertError(problems)
 
 
 def _worker(asked: Mapping[str, Any], folder: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,6 +137,33 @@ def test_everything_wrong_with_the_folders_is_said_at_once(
     assert f"{missing} is not a folder that `convert` wrote" in error
     assert f"{broken} is not a folder that `convert` wrote" in error
     assert f"convert eval {elsewhere} --source FOLDER" in error
+
+
+@pytest.mark.parametrize("picture", ["x.jpg", "none/x.png"])
+def test_results_that_cannot_be_written_are_said_before_the_work(
+    picture: str, folders: Path, made: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(folders / "int4"), str(folders / "missing")]
+    assert main(["eval", *words, "--json", "none/x.json", "--picture", picture]) == 1
+    error = capsys.readouterr().err
+    assert "3 problems" in error
+    assert "none/x.json cannot be written" in error
+    assert picture in error
+    assert not made
+
+
+def test_a_folder_that_takes_no_report_is_said_before_the_work(
+    folders: Path,
+    made: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert main(["eval", str(folders / "fp32")]) == 1
+    error = capsys.readouterr().err
+    assert str(folders / "fp32" / "report") in error
+    assert "evaluate the copy" in error
+    assert not made
 
 
 def test_a_recipe_in_the_folder_is_only_data(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -171,6 +172,21 @@ def test_explain_and_reproduce(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "not a folder that `convert` wrote" in refused(
         capsys, "explain", str(folder / "nothing")
     )
+
+
+def test_reproduce_says_first_that_it_cannot_write(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    error = refused(capsys, "reproduce", str(folder), "quant.bits=8")
+    assert "2 problems" in error
+    assert f"{folder.parent} is not writable" in error
+
+
+def test_olive_config_says_first_what_it_cannot_write(capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(capsys, "olive-config", "recipe=demo", "quant=rnt", "--to", "none/x.yaml")
+    assert "2 problems" in error
+    assert "there is no folder" in error
 
 
 def test_cache_verbs(

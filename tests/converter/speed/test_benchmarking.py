@@ -101,8 +101,17 @@ def test_the_verb_prints_the_table_and_names_every_wrong_folder(
     assert len(caught.value.problems) == 2
     with pytest.raises(SystemExit):
         main([str(folder), "--rounds", "0"])
-    with pytest.raises(SystemExit):
-        main([str(folder), "--picture", "speed.txt"])
+
+
+def test_results_that_cannot_be_written_are_said_before_the_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.cli.bench.bench", None)
+    words = ["--picture", "speed.txt", "--json", "none/speed.json"]
+    with pytest.raises(ConvertError) as caught:
+        main([str(folder), str(folder / "missing"), *words])
+    assert len(caught.value.problems) == 3
+    assert "a file .png or .svg" in str(caught.value)
 
 
 def test_the_pass_puts_its_figures_into_the_lock_file(
