@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -147,6 +148,7 @@ def run_chat(
         _print_answer(session, prompt)
         return 0
     kind = "a chat model" if session.has_template else "no chat template: it continues your text"
+    _keep_odd_bytes()
     print(f"{folder.name}, {kind}. {RESET_COMMAND} starts over, Ctrl-D ends.")
     while (typed := _read_prompt()) is not None:
         if typed == RESET_COMMAND:
@@ -157,6 +159,12 @@ def run_chat(
             except ConvertError as error:
                 print(error, file=sys.stderr)
     return 0
+
+
+def _keep_odd_bytes() -> None:
+    """Let a typed byte that is not UTF-8 become a lone surrogate, which the line is refused for."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def _read_prompt() -> str | None:

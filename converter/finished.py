@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ from converter.teams.trust import parse_trusted
 
 
 def read_lock(folder: Path) -> dict[str, Any]:
-    """The lock file: at least `source` and `files`.
+    """The lock file: at least `source` and `files`, which name sizes and hashes.
 
     Raises:
-        ConvertError: there is none, or it is not one.
+        ConvertError: there is none, or it is not one; says all that is wrong with it.
     """
     lock = _read(folder, LOCK, lambda name, content: json.loads(content))
-    missing = {"files", "source"} - set(lock)
-    if missing:
-        raise ConvertError(_not_converted(folder, f"{LOCK} has no {' and no '.join(missing)}"))
+    reasons = list(_lock_reasons(lock))
+    if reasons:
+        raise ConvertError(_not_converted(folder, f"in {LOCK} {'; '.join(reasons)}"))
     return lock
 
 
@@ -31,7 +31,14 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     Raises:
         ConvertError: there is none, or it is no recipe that could be trusted.
     """
-    return _read(folder, RECIPE_FILE, parse_trusted)
+    recipe = _read(folder, RECIPE_FILE, parse_trusted)
+    wrong = [
+        slot for slot in ("source", "quant", "target") if not isinstance(recipe.get(slot), dict)
+    ]
+    if wrong:
+        reason = f"{RECIPE_FILE} has no keys in {', '.join(wrong)}"
+        raise ConvertError(_not_converted(folder, reason))
+    return recipe
 
 
 def _read(folder: Path, name: str, parse: Callable[[str, bytes], Any]) -> dict[str, Any]:
@@ -47,6 +54,29 @@ def _read(folder: Path, name: str, parse: Callable[[str, bytes], Any]) -> dict[s
     if not isinstance(value, dict):
         raise ConvertError(_not_converted(folder, f"{name} holds a {type(value).__name__}"))
     return value
+
+
+def _lock_reasons(lock: Mapping[str, Any]) -> Iterator[str]:
+    """What keeps a lock file from being read."""
+    for name in ("files", "source"):
+        if not isinstance(lock.get(name), dict):
+            yield f"{name} is no mapping" if name in lock else f"{name} is missing"
+    for name in ("seconds", "versions", "facts"):
+        if not isinstance(lock.get(name, {}), dict):
+            yield f"{name} is no mapping"
+    source = lock.get("source")
+    recorded = source.get("files", {}) if isinstance(source, dict) else {}
+    for name, files in (("files", lock.get("files")), ("source.files", recorded)):
+        yield from _entry_reasons(name, files if isinstance(files, dict) else {})
+    if not isinstance(recorded, dict):
+        yield "source.files is no mapping"
+
+
+def _entry_reasons(name: str, files: Mapping[str, Any]) -> Iterator[str]:
+    for file, entry in files.items():
+        good = isinstance(entry, dict) and isinstance(entry.get("size"), int)
+        if not (good and isinstance(entry.get("blake3"), str)):
+            yield f"{name}.{file} has no size and blake3"
 
 
 def _not_converted(folder: Path, reason: str) -> Problem:

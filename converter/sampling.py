@@ -15,7 +15,7 @@ from typing import Any
 
 from converter.errors import ConvertError, Problem
 from converter.progress import Advance
-from converter.runtime import Runtime
+from converter.runtime import LARGEST_SEED, Runtime
 
 BATCH = 16
 """Sequences that are written together: each step reads all weights once for all of them."""
@@ -111,7 +111,11 @@ def _write(
 
     longest, pad = max(map(len, prompts)), runtime.tokenizer.pad_token_id
     ids = [[*prompt, *[pad] * (longest - len(prompt))] for prompt in prompts]
-    search = {"batch_size": len(ids), "max_length": longest + options.length, "random_seed": seed}
+    search = {
+        "batch_size": len(ids),
+        "max_length": longest + options.length,
+        "random_seed": seed % (LARGEST_SEED + 1),
+    }
     generator = runtime.generator({**UNCUT, **search})
     generator.append_tokens(np.asarray(ids, dtype=np.int32))
     while not generator.is_done():

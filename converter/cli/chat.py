@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from converter.chat import ChatOptions, run_chat
+from converter.errors import Problem, together_with
+from converter.runtime import LARGEST_SEED, number_problems, read_configs
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -31,4 +33,15 @@ def main(arguments: Sequence[str]) -> int:
         top_p=parsed.top_p,
         seed=parsed.seed,
     )
+    with together_with(_problems(options)):
+        read_configs(parsed.folder)
     return run_chat(parsed.folder, parsed.system, parsed.prompt, options)
+
+
+def _problems(options: ChatOptions) -> Iterator[Problem]:
+    yield from number_problems("--max-length", options.max_length, 2)
+    yield from number_problems("--max-new-tokens", options.max_new_tokens, 1)
+    yield from number_problems("--temperature", options.temperature, 0)
+    yield from number_problems("--top-p", options.top_p, 0, 1)
+    if options.seed is not None:
+        yield from number_problems("--seed", options.seed, 0, LARGEST_SEED)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from converter.errors import ConvertError, Problem, raise_if
-from converter.sampling import SampleOptions, sample_texts, writes_chats
+from converter.errors import ConvertError, Problem, raise_if, together_with
+from converter.result_files import file_problems
+from converter.runtime import LARGEST_SEED, Runtime, number_problems, read_configs
+from converter.sampling import SampleOptions, sample_texts
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,52 +31,85 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--plain", action="store_true", help="plain text, also from a chat model")
     parsed = parser.parse_args(arguments)
     options = SampleOptions(parsed.tokens, parsed.length, parsed.seed, not parsed.plain)
-    raise_if(_problems(parsed.output, options))
-    lines = _sampled(parsed.folder, parsed.output, options)
+    with together_with(_problems(parsed.output, options)):
+        raise_if(_kind_problems(parsed.folder, parsed.output, options))
+    lines = _sampled(parsed.folder, options)
     _write(parsed.output, lines)
     print(parsed.output)
     return 0
 
 
-def _sampled(folder: Path, output: Path, options: SampleOptions) -> list[str]:
+def _sampled(folder: Path, options: SampleOptions) -> list[str]:
     from converter.progress import show_progress
-    from converter.runtime import Runtime
 
     runtime = Runtime(folder)
-    chats = writes_chats(runtime, options)
-    wanted, kind = (".jsonl", "chats") if chats else (".txt", "plain text")
-    if output.suffix != wanted:
-        raise ConvertError(
-            Problem(
-                f"{output} for {kind} from {folder}",
-                f"a file {wanted}",
-                f"give {output.with_suffix(wanted)}" + (", or --plain" if chats else ""),
-            )
-        )
     with show_progress() as progress:
         progress.start("sample")
         return sample_texts(runtime, options, progress.advance)
 
 
-def _problems(output: Path, options: SampleOptions) -> list[Problem]:
-    found = []
-    if output.exists():
-        found.append(Problem(f"{output} exists already.", "a new file", "choose another name"))
-    if not output.resolve().parent.is_dir():
-        found.append(Problem(f"{output} is in no folder.", "a folder that exists", "make it first"))
-    for name in ("tokens", "length"):
-        value = getattr(options, name)
-        if value < 1:
-            found.append(Problem(f"--{name} {value}.", "at least 1", f"give --{name} 512"))
-    return found
+def _problems(output: Path, options: SampleOptions) -> Iterator[Problem]:
+    yield from file_problems(output, new=True)
+    yield from number_problems("--tokens", options.tokens, 1)
+    yield from number_problems("--length", options.length, 1)
+    yield from number_problems("--seed", options.seed, 0, LARGEST_SEED)
+
+
+def _kind_problems(folder: Path, output: Path, options: SampleOptions) -> Iterator[Problem]:
+    """The wrong suffix for what the model in `folder` writes."""
+    chats = options.chats and "chat_template" in read_configs(folder)[1]
+    wanted, kind = (".jsonl", "chats") if chats else (".txt", "plain text")
+    if output.suffix != wanted and not output.is_dir():
+        yield Problem(
+            f"{output} for {kind} from {folder}",
+            f"a file {wanted}",
+            f"give {output.with_suffix(wanted)}" + (", or --plain" if chats else ""),
+        )
 
 
 def _write(output: Path, lines: Sequence[str]) -> None:
-    """All of it or nothing, also when the disk is full."""
-    partial = output.with_name(f".{output.name}.{os.getpid()}")
+    """All of it or nothing; text that cannot get its name is kept, and the error says where."""
     separator = "\n" if output.suffix == ".jsonl" else "\n\n"
+    content = (separator.join(lines) + "\n").encode()
+    partial = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        partial.write_text(separator.join(lines) + "\n", encoding="utf-8")
-        os.link(partial, output)  # unlike a rename, it never replaces a file
-    finally:
-        partial.unlink(missing_ok=True)
+        partial.write_bytes(content)
+        _publish(partial, output)
+    except OSError as error:
+        kept = _kept(partial, content)
+        raise ConvertError(
+            Problem(
+                f"{output} cannot be written: {error.strerror or error}.",
+                "a new file in a folder that can be written",
+                f"the text is kept: mv {kept} NEW{output.suffix}",
+            )
+        ) from error
+    partial.unlink()
+
+
+def _publish(partial: Path, output: Path) -> None:
+    """Give what is in `partial` its name, without ever replacing a file as a rename would."""
+    try:
+        os.link(partial, output)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links
+        file = output.open("xb")
+        try:
+            with file:
+                file.write(partial.read_bytes())
+        except OSError:
+            output.unlink(missing_ok=True)
+            raise
+
+
+def _kept(partial: Path, content: bytes) -> Path:
+    """The file that holds all of `content`: `partial`, or one among the temporary files."""
+    if partial.is_file() and partial.stat().st_size == len(content):
+        return partial
+    with contextlib.suppress(OSError):
+        partial.unlink()
+    number, name = tempfile.mkstemp(prefix="convert-sample-")
+    with open(number, "wb") as file:
+        file.write(content)
+    return Path(name)

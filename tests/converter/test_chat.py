@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import shutil
 from pathlib import Path
@@ -254,6 +255,17 @@ def test_run_chat_reads_turns_until_the_end_of_input(
     answers = ["".join(session.ask(prompt)) for prompt in ("Hello", "again")]
     out = capsys.readouterr().out
     assert out.split("\n", 1)[1] == f"{answers[0]}\n{answers[1]}\n{answers[0]}\n\n"
+
+
+def test_a_line_that_is_not_utf8_is_refused_and_the_next_one_answered(
+    chat_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped = io.TextIOWrapper(io.BytesIO(b"h\xe9llo\nHello\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", piped)
+    assert run_chat(chat_folder, options=OPTIONS) == 0
+    out, err = capsys.readouterr()
+    assert "UTF-8" in err
+    assert "".join(ChatSession(chat_folder, options=OPTIONS).ask("Hello")) in out
 
 
 def test_a_conversation_that_does_not_fit_is_refused_and_can_go_on(

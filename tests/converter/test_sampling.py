@@ -17,7 +17,7 @@ from converter.engine import run_recipe
 from converter.errors import ConvertError
 from converter.pass_registry import make_passes
 from converter.quality.texts import load_text
-from converter.runtime import Runtime
+from converter.runtime import LARGEST_SEED, Runtime
 from converter.sampling import UNCUT, SampleOptions, sample_texts
 
 
@@ -56,6 +56,11 @@ def test_the_same_seed_writes_the_same_text(runtime: Runtime) -> None:
     first, again = (sample_texts(runtime, options, quiet) for _ in range(2))
     other = sample_texts(runtime, SampleOptions(300, 40, 7, False), quiet)
     assert first == again != other
+
+
+def test_the_largest_seed_has_successors(runtime: Runtime) -> None:
+    options = SampleOptions(tokens=200, length=4, seed=LARGEST_SEED)
+    assert sample_texts(runtime, options, quiet)
 
 
 def test_tokens_are_drawn_from_the_models_own_distribution(runtime: Runtime) -> None:
