@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from converter.errors import Problem
     from converter.recipe import Recipe
 
 VERBS = {
@@ -40,36 +43,76 @@ VERBS = {
 }
 """Verb to the module that runs it (`main`, or the function after a colon), and its purpose."""
 SWEEPS = ("-m", "--multirun")
+HELP = ("--help", "-h")
+WITHOUT_OPTIONS = ("list", "completion")
+"""Verbs that take words only; their module's text is their help."""
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0 only if it did what was asked."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(help_text())
-        return 0
-    if words[0] == "--version":
-        from converter import __version__
-
-        print(__version__)
-        return 0
+    words = list(sys.argv[1:] if arguments is None else arguments) or [HELP[0]]
+    if words[:1] == ["help"]:
+        words = [*words[1:2], HELP[0]]
     # onnxruntime and onnxruntime-genai report usage to their vendor unless told not to.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     signal.signal(signal.SIGTERM, _interrupt)
-    return _guarded(_verb(words[0]), words)
+    return _guarded(_dispatch, words)
 
 
-def _verb(word: str) -> Callable[[Sequence[str]], int]:
+def _dispatch(words: Sequence[str]) -> int:
+    """Do what the first word names."""
+    word, asks = words[0], _asks_for_help(words)
     if word in VERBS:
         place, _, name = VERBS[word][0].partition(":")
-        verb: Callable[[Sequence[str]], int] = getattr(import_module(place), name or "main")
-        return lambda words: verb(words[1:])
+        module = import_module(place)
+        if asks and word in WITHOUT_OPTIONS:
+            return _print(str(module.__doc__))
+        verb: Callable[[Sequence[str]], int] = getattr(module, name or "main")
+        return verb(words[1:])
+    if word == "--version":
+        from converter import __version__
+
+        return _print(__version__)
+    if word not in SWEEPS:
+        _check_verb(words)
+    if asks:
+        return _print(help_text())
     if word in SWEEPS:
         from converter.cli import sweep
 
-        return lambda words: sweep.main(words[1:])
-    return _refuse if word.startswith("-") else run
+        return sweep.main(words[1:])
+    return _refuse(words) if word.startswith("-") else run(words)
+
+
+def _asks_for_help(words: Sequence[str]) -> bool:
+    """Whether help stands among the words; what follows `--` is not meant for this command."""
+    end = list(words).index("--") if "--" in words else len(words)
+    return any(word in HELP for word in words[:end])
+
+
+def _print(text: str) -> int:
+    print(text)
+    return 0
+
+
+def _check_verb(words: Sequence[str]) -> None:
+    """Refuse a first word that is more like a verb than like a recipe's name."""
+    from converter.cli.compose import group_choices
+
+    if "=" in words[0] or words[0].startswith(("-", "~")):
+        return
+    near = get_close_matches(words[0], [*group_choices("recipe"), *VERBS], n=1)
+    if near and near[0] in VERBS:
+        from converter.errors import ConvertError, Problem
+
+        raise ConvertError(
+            Problem(
+                f"{words[0]!r} is not a verb.",
+                f"{near[0]}, or another one that convert --help lists",
+                shlex.join(["convert", near[0], *words[1:]]),
+            )
+        )
 
 
 def _refuse(words: Sequence[str]) -> int:
@@ -125,21 +168,74 @@ def _local_weights(recipe: Recipe) -> list[Path]:
 
 
 def _guarded(verb: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
+    """What the verb gives; a problem is said in full, and a reader that has left is no problem."""
     from converter.errors import ConvertError
 
     try:
-        return verb(words)
+        return _printed(verb, words)
     except ConvertError as error:
-        count = len(error.problems)
-        print(f"convert: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
-        for problem in error.problems:
-            print(f"- {problem}", file=sys.stderr)
+        _say(error.problems)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("convert: interrupted; nothing was written", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
+        _stop_printing()
         return EXIT_FAILED
+    except OSError as error:
+        problem = _file_problem(error)
+        if problem is None:
+            raise
+        _say([problem])
+        return EXIT_FAILED
+
+
+def _printed(verb: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
+    """What the verb gives, once all that it printed has arrived."""
+    try:
+        code = verb(words)
+    except SystemExit:  # argparse's, after its help
+        print(end="", flush=True)
+        raise
+    print(end="", flush=True)
+    return code
+
+
+def _say(problems: Sequence[Problem]) -> None:
+    count = len(problems)
+    print(f"convert: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
+    for problem in problems:
+        print(f"- {problem}", file=sys.stderr)
+
+
+def _file_problem(error: OSError) -> Problem | None:
+    """What a file, or the output of the command itself, could not take or give."""
+    from converter.errors import Problem
+
+    places = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    reason = "; ".join([error.strerror or str(error), *getattr(error, "__notes__", ())])
+    if places:
+        return Problem(
+            f"Cannot read or write {' or '.join(places)}: {reason}.",
+            "files that you may read, and places that you may write to",
+            "correct the path or its permissions, or choose another place",
+        )
+    try:
+        print(end="", flush=True)
+    except OSError:
+        _stop_printing()
+        return Problem(
+            f"Cannot write the command's output: {reason}.", "a place with room", "print elsewhere"
+        )
+    return None
+
+
+def _stop_printing() -> None:
+    """Send what is still to be printed nowhere, or Python fails on it once more at its end."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a number stays as it is
+        number = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(number, sys.stdout.fileno())
+        os.close(number)
 
 
 def _interrupt(*_: Any) -> None:
@@ -185,8 +281,8 @@ def entry() -> None:
     code, words = main(), sys.argv[1:]
     if words and words[0] not in VERBS and not words[0].startswith("-"):
         with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+            print(end="", flush=True)
+            print(end="", flush=True, file=sys.stderr)
         os._exit(code)
     sys.exit(code)
 

@@ -195,3 +195,131 @@ def test_a_failing_source_is_listed_with_the_other_problems(
     assert "2 problems" in result.stderr
     assert "is missing" in result.stderr
     assert "exists already" in result.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["list"], ["chat", "--help"]])
+def test_a_reader_that_leaves_is_no_problem(words: list[str], tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as closed:
+        result = subprocess.run(
+            [*CONVERT, *words], cwd=tmp_path, stdout=closed, stderr=subprocess.PIPE, text=True
+        )
+    assert result.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["show", "demo"]])
+def test_output_that_cannot_be_written_is_said(words: list[str], tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [*CONVERT, *words], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert result.returncode == 1
+    assert "Cannot write the command's output: No space left" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["-m", "--help"], "convert recipe=NAME"),
+        (["recipe=demo", "--help"], "convert recipe=NAME"),
+        (["recipe=demo", "-h"], "convert recipe=NAME"),
+        (["help"], "convert recipe=NAME"),
+        (["completion", "--help"], "bash|zsh|fish"),
+        (["list", "--help"], "convert list [WORD"),
+        (["list", "7b", "-h"], "convert list [WORD"),
+        (["help", "list"], "convert list [WORD"),
+    ],
+    ids=str,
+)
+def test_help_is_given_wherever_it_is_asked_for(
+    words: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from converter.cli.main import main
+
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert part in out
+    assert err == ""
+
+
+def test_help_on_a_verb_is_the_verbs_own(capsys: pytest.CaptureFixture[str]) -> None:
+    from converter.cli.main import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["help", "chat"])
+    assert ended.value.code == 0
+    assert "usage: convert chat" in capsys.readouterr().out
+
+
+def test_a_word_to_complete_asks_for_no_help(capsys: pytest.CaptureFixture[str]) -> None:
+    from converter.cli.main import main
+
+    assert main(["completion", "--", "lis", "--help"]) == 0
+    assert "convert" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["lst"], "convert list"),
+        (["evaluate", "a b", "--chunks", "1"], "convert eval 'a b' --chunks 1"),
+        (["help", "lst"], "convert list --help"),
+        (["demo"], "convert recipe=demo"),
+        (["dmo"], "convert recipe=demo"),
+    ],
+    ids=str,
+)
+def test_a_misspelt_verb_is_named(
+    words: list[str], remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from converter.cli.main import main
+
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert "is not a verb" in error
+    assert error.rstrip().endswith(remedy)
+
+
+def test_a_file_that_cannot_be_opened_is_said_with_its_pass(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import errno
+
+    from converter.cli.main import _guarded
+
+    def fail(_: object) -> int:
+        error = OSError(errno.EACCES, "Permission denied", "/some/file")
+        error.add_note("in the pass load")
+        raise error
+
+    assert _guarded(fail, []) == 1
+    error = capsys.readouterr().err
+    assert "/some/file: Permission denied; in the pass load." in error
+    assert "next:" in error
+
+
+def test_an_error_of_no_file_keeps_its_traceback() -> None:
+    from converter.cli.main import _guarded
+
+    def fail(_: object) -> int:
+        raise OSError("something inside")
+
+    with pytest.raises(OSError, match="something inside"):
+        _guarded(fail, [])
+
+
+def test_synth_says_what_cannot_be_written_with_the_other_problems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from converter.cli.main import main
+
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert main(["synth", str(tmp_path / "out"), *TINY, "quant=rnt"]) == 1
+    error = capsys.readouterr().err
+    assert "2 problems" in error
+    assert f"{tmp_path} is not writable" in error
+    assert "output=" not in error
