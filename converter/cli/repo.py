@@ -8,7 +8,8 @@ from pathlib import Path
 
 from converter.cli import tree
 from converter.cli.check import check_recipes
-from converter.errors import ConvertError, Problem
+from converter.errors import ConvertError, Problem, raise_if
+from converter.result_files import place_problems
 from converter.staging import open_folder
 from converter.teams.repositories import (
     LOCK_FILE,
@@ -103,6 +104,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def add_repository(name: str, url: str, rev: str | None, lock: Path) -> None:
     """Fetch, check and pin; nothing is pinned when a check fails."""
+    url = str(Path(url).resolve()) if Path(url).is_dir() else url
     entries = read_lock(lock)
     if name in entries and entries[name].url != url:
         raise ConvertError(
@@ -112,7 +114,6 @@ def add_repository(name: str, url: str, rev: str | None, lock: Path) -> None:
                 f"convert repo remove {name}, or choose another name",
             )
         )
-    url = str(Path(url).resolve()) if Path(url).is_dir() else url
     _pin(fetch(name, url, rev), lock)
 
 
@@ -150,6 +151,7 @@ def init_repository(folder: Path) -> None:
     output = folder.resolve()
     if output.exists():
         raise ConvertError(Problem(f"{output} exists already.", "a new folder", "choose another"))
+    raise_if(place_problems(output))
     with open_folder(output) as made:
         for path, text in TEMPLATE.items():
             (made / path).parent.mkdir(parents=True, exist_ok=True)

@@ -293,9 +293,18 @@ def _git(
 
 
 def _git_problem(words: Sequence[str], error: subprocess.CalledProcessError) -> Problem:
-    said = error.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
     return Problem(
-        f"git {words[0]} failed: {said[-1]}.",
+        f"git {words[0]} failed: {_reason(error.stderr.decode(errors='replace'))}.",
         "a repository and revision that can be read",
         "check url, --rev and your rights; recipes fetched once are read offline",
     )
+
+
+def _reason(said: str) -> str:
+    """Why git failed: its last lines are advice, the reason stands before them."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    reasons = [
+        line for line in lines if line.startswith(("fatal:", "error:")) or "denied" in line.lower()
+    ]
+    chosen = dict.fromkeys(reasons or lines[-3:] or ["no message"])
+    return "; ".join(line.rstrip(".") for line in chosen)

@@ -268,3 +268,49 @@ def test_check_refuses_a_hostile_folder(acme: Path, capsys: pytest.CaptureFixtur
     (acme / "quant" / "evil.yaml").write_text("_target_: os.system\n")
     assert main(["check", str(acme)]) == 1
     assert "_target_" in capsys.readouterr().err
+
+
+def test_a_repository_named_by_a_relative_path_is_the_same_one(
+    acme: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(acme, "tag", "v1")
+    monkeypatch.chdir(acme.parent)
+    assert main(["repo", "add", "team", "acme"]) == 0
+    assert main(["repo", "add", "team", "acme", "--rev", "v1"]) == 0
+    assert read_lock(acme.parent / LOCK_FILE)["team"].rev == "v1"
+
+
+def test_a_place_that_cannot_be_written_is_said_without_a_recipes_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert main(["repo", "init", str(tmp_path / "ours")]) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path} is not writable" in error
+    assert "output=" not in error
+
+
+DENIED = """git@host: Permission denied (publickey).
+fatal: Could not read from remote repository.
+
+Please make sure you have the correct access rights
+and the repository exists.
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            DENIED,
+            "git@host: Permission denied (publickey); fatal: Could not read from remote repository",
+        ),
+        ("fatal: couldn't find remote ref v9\n", "fatal: couldn't find remote ref v9"),
+        ("error: a\nhint: b\n", "error: a"),
+        ("1\n2\n3\n4.\n", "2; 3; 4"),
+        ("", "no message"),
+    ],
+)
+def test_git_says_why(said: str, reason: str) -> None:
+    error = subprocess.CalledProcessError(128, ["git"], stderr=said.encode())
+    assert repositories._git_problem(["fetch"], error).found == f"git fetch failed: {reason}."
