@@ -211,6 +211,7 @@ def _say(problems: Sequence[Problem]) -> None:
 def _file_problem(error: OSError) -> Problem | None:
     """What a file, or the output of the command itself, could not take or give."""
     from converter.errors import Problem
+    from converter.staging import WRITE_ERRORS
 
     places = [str(name) for name in (error.filename, error.filename2) if name is not None]
     reason = "; ".join([error.strerror or str(error), *getattr(error, "__notes__", ())])
@@ -220,22 +221,23 @@ def _file_problem(error: OSError) -> Problem | None:
             "files that you may read, and places that you may write to",
             "correct the path or its permissions, or choose another place",
         )
-    try:
-        print(end="", flush=True)
-    except OSError:
-        _stop_printing()
-        return Problem(
-            f"Cannot write the command's output: {reason}.", "a place with room", "print elsewhere"
-        )
-    return None
+    if error.errno not in WRITE_ERRORS:
+        return None
+    _stop_printing()
+    return Problem(
+        f"Cannot write the command's output: {reason}.",
+        "a place with room",
+        "send the output elsewhere, or free some room",
+    )
 
 
 def _stop_printing() -> None:
     """Send what is still to be printed nowhere, or Python fails on it once more at its end."""
     with contextlib.suppress(OSError, ValueError):  # a stream without a number stays as it is
-        number = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(number, sys.stdout.fileno())
-        os.close(number)
+        printed = sys.stdout.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, printed)
+        os.close(nowhere)
 
 
 def _interrupt(*_: Any) -> None:

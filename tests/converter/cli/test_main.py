@@ -209,11 +209,19 @@ def test_a_reader_that_leaves_is_no_problem(words: list[str], tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@pytest.mark.parametrize("words", [["--help"], ["list"], ["show", "demo"]])
-def test_output_that_cannot_be_written_is_said(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["list"]])
+def test_output_that_cannot_be_written_is_said(
+    words: list[str], unbuffered: str, tmp_path: Path
+) -> None:
     with open("/dev/full", "wb") as full:
         result = subprocess.run(
-            [*CONVERT, *words], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True
+            [*CONVERT, *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     assert result.returncode == 1
     assert "Cannot write the command's output: No space left" in result.stderr
