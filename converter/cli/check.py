@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from converter.cli import tree
 from converter.cli.compose import compose_recipe
 from converter.cli.show import as_word
 from converter.errors import ConvertError, Problem, raise_if
+from converter.teams.trust import NAME
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="key=value, as for a run")
     parsed = parser.parse_args(arguments)
     what = parsed.what
-    if what is not None and Path(what).is_dir():
+    if what is not None and not _is_recipe(what) and os.path.isdir(what):
         names = check_folder(Path(what))
     else:
         names = [what] if what else tree.choices(tree.RECIPE)
@@ -72,5 +74,18 @@ def check_folder(folder: Path) -> list[str]:
     return [str(root / path) for path in found if path.startswith(f"{tree.RECIPE}/")]
 
 
+def _is_recipe(word: str) -> bool:
+    """Whether the word names a recipe, which a folder of the same name, its output, does not hide.
+
+    `./NAME` is the folder.
+    """
+    if word in tree.built_in(tree.RECIPE):
+        return True
+    home = word.rpartition("/")[0]
+    return bool(NAME.fullmatch(home)) and word in tree.choices(tree.RECIPE)
+
+
 def _of(name: str, problem: Problem) -> Problem:
+    if name.endswith((".yaml", ".yml")) and os.path.realpath(name) in problem.found:
+        return problem  # it says which file
     return Problem(f"{name}: {problem.found}", problem.expected, problem.remedy)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.cli import show
+from converter.cli import show, tree
 from converter.cli.compose import compose_recipe, compose_values
 from converter.cli.listing import parameters
 from converter.cli.main import main
@@ -116,6 +116,20 @@ def test_new_recipe_composes_to_the_one_it_builds_on(capsys: pytest.CaptureFixtu
     assert "exists already" in refused(capsys, "new", "mine", "--from", "demo")
     assert "demo" in refused(capsys, "new", "other", "--from", "dmeo")
     assert "has the name" in refused(capsys, "new", "../x", "--from", "demo")
+    assert "such as a_b" in refused(capsys, "new", "a b", "--from", "demo")
+    error = refused(capsys, "new", "other", "--from", "./none.yaml")
+    assert "not a built-in recipe" in error and "--from demo" in error and "repo add" not in error
+
+
+def test_new_recipe_where_nothing_can_be_written_is_one_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert "mine.yaml cannot be written" in refused(capsys, "new", "mine", "--from", "demo")
+    monkeypatch.chdir(tmp_path)
 
 
 def test_users_own_file_may_name_places_but_no_code(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,6 +150,27 @@ def test_check_reports_every_problem_with_its_recipe(capsys: pytest.CaptureFixtu
     error = refused(capsys, "check", ".")
     assert "a.yaml" in error and "quant.block_size" in error
     assert "b.yaml" in error and "graph follows load" in error
+
+
+def test_check_takes_a_recipes_name_before_a_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("demo").mkdir()  # the output of `convert recipe=demo`
+    assert "1 recipe checked" in said(capsys, "check", "demo", "quant.bits=8")
+    assert "no recipe/NAME.yaml" in refused(capsys, "check", "./demo")
+    Path("mine/recipe").mkdir(parents=True)
+    Path("mine/recipe/a.yaml").write_text("defaults: [demo]\n")
+    assert "1 recipe checked" in said(capsys, "check", "mine")
+    assert "1 recipe checked" in said(capsys, "check", "mine/")
+    monkeyed = {"recipe/a.yaml": b"defaults: [demo]\n"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree, "_trial", {"mine": monkeyed})
+        Path("mine/a").mkdir()
+        assert "1 recipe checked" in said(capsys, "check", "mine/a")
+        assert "no recipe/NAME.yaml" in refused(capsys, "check", "./mine/a")
+
+
+def test_check_names_a_file_once(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.yaml").write_text("defaults: [demo]\nquant: {bits: 5}\n")
+    assert refused(capsys, "check", "./bad.yaml").count("bad.yaml") == 1
 
 
 @pytest.mark.parametrize("option", ["--config-dir=/tmp", "--config-path", "-cd", "--info"])
