@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from converter.cli.tree import RECIPE, Tree, built_in, recipes_folder
+from converter.cli.tree import RECIPE, Tree, built_in
 from converter.errors import ConvertError, Problem, raise_if
+from converter.schema import nearest_names
 from converter.teams.trust import name_problems
 
 TEMPLATE = """# @package _global_
@@ -32,8 +33,14 @@ def main(arguments: Sequence[str]) -> int:
     parsed = parser.parse_args(arguments)
     path = Path(f"{parsed.name}.yaml")
     raise_if([*_problems(parsed.name, parsed.base, path)])
-    with path.open("x", encoding="utf-8") as file:
-        file.write(recipe_text(path.name, parsed.base))
+    text = recipe_text(path.name, parsed.base)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        found = f"{path} cannot be written here: {error.strerror or error}."
+        remedy = "change to another folder with cd, and run the command again"
+        raise ConvertError(Problem(found, "a folder that can be written", remedy)) from error
     print(path)
     return 0
 
@@ -57,11 +64,8 @@ def _problems(name: str, base: str, path: Path) -> list[Problem]:
     if path.exists():
         problems.append(Problem(f"{path} exists already.", "a new name", "choose another"))
     if base not in built_in(RECIPE):
-        try:
-            Tree().piece(RECIPE, base)
-            problems.append(
-                Problem(f"{base} is not built in.", "a built-in recipe", f"see {recipes_folder()}")
-            )
-        except ConvertError as error:
-            problems += error.problems
+        near = nearest_names(base, built_in(RECIPE)) or ["demo"]
+        expected = f"a recipe of `convert list`, such as {', '.join(near)}"
+        remedy = f"write --from {near[0]}"
+        problems.append(Problem(f"{base!r} is not a built-in recipe.", expected, remedy))
     return problems

@@ -149,7 +149,12 @@ def parse_foreign(
 def name_problems(label: str, name: str) -> Iterator[Problem]:
     """What is wrong with the name of a recipe, a choice or a repository."""
     if not NAME.fullmatch(name):
-        yield _problem(label, f"has the name {name!r}", "letters, digits, - and _ (at most 100)")
+        possible = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-")[:100] or "mine"
+        yield Problem(
+            f"{label} has the name {name!r}.",
+            "a letter or digit, then letters, digits, - and _ (at most 100; A to Z, no accents)",
+            f"choose another name, such as {possible}",
+        )
 
 
 def _text(label: str, content: bytes) -> str:

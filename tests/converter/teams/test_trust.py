@@ -11,7 +11,14 @@ from converter.cli.compose import compose_recipe
 from converter.errors import ConvertError
 from converter.recipe import Recipe
 from converter.schema import schema_paths
-from converter.teams.trust import MAX_FILE_BYTES, USER_KEYS, parse_foreign, parse_trusted
+from converter.teams.trust import (
+    MAX_FILE_BYTES,
+    NAME,
+    USER_KEYS,
+    name_problems,
+    parse_foreign,
+    parse_trusted,
+)
 
 SLOTS = ("model", "quant", "recipe", "source", "sweep", "target")
 BOMB = "a: &a [x, x]\n" + "".join(
@@ -135,6 +142,12 @@ def test_every_key_that_names_a_place_is_the_users_alone() -> None:
     suspicious = ("path", "file", "folder", "workflow", "output", "text", "script", "dir")
     found = {path for path in schema_paths(Recipe) if path.rpartition(".")[2] in suspicious}
     assert found == set(USER_KEYS) - {"overwrite"}
+
+
+@pytest.mark.parametrize("name", ["a b", "é", "../x", "-x", "", "x" * 101, "__x"])
+def test_a_bad_name_comes_with_one_that_can_be_taken(name: str) -> None:
+    (problem,) = name_problems("The recipe", name)
+    assert NAME.fullmatch(problem.remedy.rpartition(" ")[2])
 
 
 def test_numbers_are_read_as_hydra_reads_them() -> None:
