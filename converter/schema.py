@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from converter.errors import Problem, raise_if
 from converter.own_slots import broken_slot_problems, recipe_schema
 from converter.recipe import Recipe, impossible_values
+
+PLACES = {
+    "output": "a folder to write; null means ./NAME",
+    "source.path": "the checkpoint's folder; null means the model's repository on the hub",
+    "evaluate.text": "`builtin`, a file or a folder",
+    "calibration.text": "`builtin`, a file or a folder",
+    "olive.workflow": "a workflow file of Olive, or null",
+}
+"""Keys that name a file or a folder, and what they may name; an empty text names none."""
 
 
 def parse_recipe(values: Mapping[str, Any]) -> Recipe:
@@ -21,12 +32,37 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
         ConvertError: lists every unknown key (with the nearest valid one), wrong type and
             impossible value.
     """
-    problems, wrong = [*unknown_keys(values)], [*_wrong_values(values)]
-    if wrong:
-        raise_if(problems + wrong)
-    recipe: Recipe = _adapter().validate_python(_without_unknown(values, recipe_schema()))
-    raise_if([*problems, *impossible_values(recipe)])
+    known = _without_unknown(values, recipe_schema())
+    problems, wrong = [*unknown_keys(values)], dict(_wrong_values(known))
+    raise_if([*problems, *wrong.values(), *_impossible_beside(known, wrong)])
+    recipe: Recipe = _adapter().validate_python(known)
     return recipe
+
+
+def own_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong with some of a recipe's values, whatever the others are.
+
+    Unknown keys and wrong types; a value that interpolates another is not known yet.
+    """
+    yield from unknown_keys(values)
+    for _, problem in _wrong_values(_without_unknown(values, recipe_schema())):
+        if "${" not in problem.found:
+            yield problem
+
+
+def concerns(problem: Problem, key: str) -> bool:
+    """Whether `problem` speaks of the dotted `key`; a slot's switch decides on all of the slot.
+
+    What was found may name a key by its last part, where its slot stands before it.
+    """
+    slot, _, tail = key.rpartition(".")
+    whole = slot if tail == "enabled" else key
+    return _names(f"{problem.found} {problem.remedy}", whole) or _names(problem.found, tail)
+
+
+def _names(text: str, key: str) -> bool:
+    spelt = re.escape(key).replace("_", "[_ ]")
+    return re.search(rf"(?<![\w.]){spelt}(?!\w)", text) is not None
 
 
 def default_values() -> dict[str, Any]:
@@ -88,11 +124,65 @@ def is_known_path(path: str) -> bool:
     return True
 
 
-def _wrong_values(values: Mapping[str, Any]) -> Iterator[Problem]:
+def is_text(path: str) -> bool:
+    """Whether the dotted `path` is a key whose value is a text, or a text or null."""
+    kind: Any = recipe_schema()
+    for part in path.split("."):
+        kind = (
+            _fields(typing.cast(type, kind)).get(part) if dataclasses.is_dataclass(kind) else None
+        )
+    return kind in (str, str | None)
+
+
+def _impossible_beside(values: Mapping[str, Any], wrong: Iterable[str]) -> Iterator[Problem]:
+    """Impossible values, with defaults for the keys in `wrong`; nothing that speaks of those."""
     from pydantic import ValidationError
 
     try:
-        _adapter().validate_python(_without_unknown(values, recipe_schema()))
+        recipe: Recipe = _adapter().validate_python(_without(values, wrong))
+    except ValidationError:  # a default of an installed slot may itself be of a wrong type
+        return
+    for problem in impossible_values(recipe):
+        if not any(concerns(problem, key) for key in wrong):
+            yield problem
+
+
+def _without(values: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+    """A copy without the dotted `paths`."""
+    kept = copy.deepcopy(dict(values))
+    for path in paths:
+        *above, last = path.split(".")
+        inner: Any = kept
+        for part in above:
+            inner = inner.get(part) if isinstance(inner, Mapping) else None
+        if isinstance(inner, dict):
+            inner.pop(last, None)
+    return kept
+
+
+def _wrong_values(values: Mapping[str, Any]) -> Iterator[tuple[str, Problem]]:
+    """Keys with values of a wrong type, and places that are empty; `values` has known keys only."""
+    yield from _type_problems(values)
+    for path, expected in PLACES.items():
+        value: Any = values
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, str) and not value.strip():
+            yield (
+                path,
+                Problem(
+                    f"{path} is empty; perhaps a variable of the shell is not set.",
+                    expected,
+                    f"write {path}=… with its value, or leave {path} out",
+                ),
+            )
+
+
+def _type_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, Problem]]:
+    from pydantic import ValidationError
+
+    try:
+        _adapter().validate_python(values)
     except ValidationError as error:
         seen = set()
         for detail in error.errors():
@@ -102,11 +192,14 @@ def _wrong_values(values: Mapping[str, Any]) -> Iterator[Problem]:
             if path in seen:
                 continue
             seen.add(path)
-            yield Problem(
-                f"{path}={_shown(detail['input'])}.",
-                _expected(path, detail["msg"]),
-                f"correct {path}; `null` stands for nothing, text with commas or brackets needs "
-                f"quotes inside quotes: \"{path}='…'\"",
+            yield (
+                path,
+                Problem(
+                    f"{path}={_shown(detail['input'])}.",
+                    _expected(path, detail["msg"]),
+                    f"correct {path}; `null` stands for nothing, text with commas or brackets "
+                    f"needs quotes inside quotes: \"{path}='…'\"",
+                ),
             )
 
 

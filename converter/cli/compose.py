@@ -2,30 +2,42 @@
 
 Hydra stops at the first unknown key and accepts `+` before a misspelt one. So every override is
 checked against the schema and the recipe tree before Hydra sees it, and the composed mapping
-again afterwards.
+again afterwards. What the checks refuse is left out and the rest composed all the same, so that
+one error lists the mistakes of both.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from converter.cli.tree import (
-    LOCAL,
+    OWN,
     PRIMARY,
     RECIPE,
     Tree,
     built_in,
     is_foreign,
     local_file,
+    merge,
     recipes_folder,
     slots,
     unknown_choice,
 )
 from converter.errors import ConvertError, Problem, raise_if
 from converter.recipe import Recipe
-from converter.schema import default_values, is_known_path, nearest_names, parse_recipe
+from converter.schema import (
+    concerns,
+    default_values,
+    is_known_path,
+    is_text,
+    nearest_names,
+    own_problems,
+    parse_recipe,
+    schema_paths,
+)
 from converter.schema import unknown_key_problem as unknown_key
 
 
@@ -67,15 +79,10 @@ def compose_values(words: Sequence[str]) -> dict[str, Any]:
 
 def compose_prepared(words: Sequence[str], prepared: Prepared) -> dict[str, Any]:
     """Compose `words`, one combination of those that were prepared."""
-    return named(_compose(words, prepared.nodes), words)
-
-
-def named(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """The values, with the recipe's own name where they state none."""
+    values = _compose(words, prepared.nodes)
     if values.get("name") == default_values()["name"]:
         recipe = next(word for word in words if word.startswith(f"{RECIPE}="))
-        name = recipe.partition("=")[2].strip("\"'")
-        values["name"] = name.removeprefix(f"{LOCAL}/").replace("/", "_")
+        values["name"] = prepared.tree.recipe_name(recipe.partition("=")[2].strip("\"'"))
     return values
 
 
@@ -83,15 +90,25 @@ def prepare(words: Sequence[str], sweep: bool = False) -> Prepared:
     """Check the words of a command line; `sweep` lets a word hold several values.
 
     Raises:
-        ConvertError: lists every word that cannot be used, with the nearest one that can.
+        ConvertError: lists every word that cannot be used, with the nearest one that can, what is
+            wrong in the files that they name, and, but for a sweep, in what the others compose to.
     """
-    tree, words = _with_local(words)
-    overrides = [parse_word(word) for word in words]
-    raise_if(problem for item in overrides for problem in _override_problems(item, tree, sweep))
-    raise_if(_recipe_problems(overrides))
-    return Prepared(
-        [_hydra_word(item) for item in overrides], _foreign_nodes(overrides, tree), tree
-    )
+    tree, read = _with_local(words)
+    items = [parse_word(word, sweep) if isinstance(word, str) else word for word in read]
+    refused = [[*_override_problems(item, tree, sweep)] for item in items]
+    sound = [item for item, found in zip(items, refused, strict=True) if not found]
+    problems = [*_recipe_problems(words), *(problem for found in refused for problem in found)]
+    problems += _file_problems(items, tree)
+    if problems:
+        lost = [_key(word) for word, found in zip(words, refused, strict=True) if found]
+        further = [] if sweep else _further_problems(sound, lost, tree)
+        raise_if([*problems, *(item for item in further if not _is_listed(item, problems))])
+    return _prepared(sound, tree)
+
+
+def _prepared(overrides: Sequence[Any], tree: Tree) -> Prepared:
+    words = [_hydra_word(item) for item in overrides]
+    return Prepared(words, _foreign_nodes(overrides, tree), tree)
 
 
 def options(item: Any) -> list[Any]:
@@ -99,15 +116,34 @@ def options(item: Any) -> list[Any]:
     return list(item.sweep_iterator()) if item.is_sweep_override() else [item.value()]
 
 
-def _with_local(words: Sequence[str]) -> tuple[Tree, list[str]]:
-    """The tree in use, and the words with recipe=./FILE.yaml replaced by recipe=local/FILE."""
-    local, found = None, []
+def _with_local(words: Sequence[str]) -> tuple[Tree, list[str | Problem]]:
+    """The tree in use, and the words with recipe=./FILE.yaml replaced by an option's name.
+
+    The name is the same for all files: a path may hold what Hydra's grammar cannot read. A word
+    whose file does not exist becomes the problem that it is.
+    """
+    tree = Tree()
+    found: list[str | Problem] = []
     for word in words:
         key, _, value = word.partition("=")
-        path = local_file(value.strip("\"'")) if key == RECIPE else None
-        local = path or local
-        found.append(f"{RECIPE}={LOCAL}/{path.stem}" if path else word)
-    return Tree(local), found
+        try:
+            path = local_file(_unquoted(value)) if key == RECIPE else None
+            tree = Tree(path) if path else tree
+            found.append(f"{RECIPE}={OWN}" if path else word)
+        except ConvertError as error:
+            found += error.problems
+    return tree, found
+
+
+def _unquoted(value: str) -> str:
+    """The value without the quotes around it, if there are any."""
+    quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+    return value[1:-1] if quotes else value
+
+
+def _key(word: str) -> str:
+    """The slot or the dotted key that a word sets."""
+    return word.partition("=")[0].lstrip("+~")
 
 
 def _foreign_nodes(
@@ -132,8 +168,12 @@ def _foreign_nodes(
     return found
 
 
-def parse_word(word: str) -> Any:
-    """The word as Hydra's `Override`, or a `Problem` when it is none."""
+def parse_word(word: str, sweep: bool = False) -> Any:
+    """The word as Hydra's `Override`, or a `Problem` when it is none.
+
+    A text that Hydra's grammar cannot read, such as a path with letters that are not ASCII, is
+    quoted here; in a sweep its commas part values, so one that has them is not.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -141,19 +181,41 @@ def parse_word(word: str) -> Any:
         near = nearest_names(word, group_choices("recipe"), 1)
         return Problem(
             f"{word!r} is not a verb, nor of the form key=value.",
-            "convert recipe=NAME [key=value …]",
-            f"convert recipe={near[0]}" if near else "run `convert --help`",
+            "recipe=NAME [key=value …]",
+            f"write recipe={near[0]}" if near else "run `convert --help`",
         )
-    try:
-        return OverridesParser.create().parse_override(word)
-    except HydraException:
-        key, _, value = word.partition("=")
-        return Problem(
-            f"{word!r} cannot be read.",
-            "key=value, with quotes inside quotes around values that have spaces, commas, "
-            "brackets or an equals sign",
-            f"write \"{key}='{value}'\"",
-        )
+    candidates = [word, _as_text(word)] if _may_be_quoted(word, sweep) else [word]
+    for candidate in candidates:
+        try:
+            return OverridesParser.create().parse_override(candidate)
+        except HydraException:
+            continue
+    return Problem(
+        f"{word!r} cannot be read.",
+        "key=value, with quotes inside quotes around values that have spaces, commas, "
+        "brackets or an equals sign",
+        f"write {_typed(_as_text(word))}",
+    )
+
+
+def _may_be_quoted(word: str, sweep: bool) -> bool:
+    """Whether the word's value is a text or a name that its user has not quoted."""
+    key, _, value = word.partition("=")
+    known = key in slots() or is_text(key.lstrip("+"))
+    return known and value[:1] not in ("'", '"') and not (sweep and "," in value)
+
+
+def _as_text(word: str) -> str:
+    """The word with its value in quotes, as Hydra's grammar escapes them."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    key, _, value = word.partition("=")
+    return f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+
+
+def _typed(word: str) -> str:
+    """The word as it is typed in a shell."""
+    return shlex.quote(word) if any(char in word for char in '"$`!') else f'"{word}"'
 
 
 def _override_problems(item: Any, tree: Tree, sweep: bool) -> Iterator[Problem]:
@@ -192,18 +254,93 @@ def _override_problems(item: Any, tree: Tree, sweep: bool) -> Iterator[Problem]:
 
 
 def _choice_problems(slot: str, choice: str, tree: Tree) -> Iterator[Problem]:
+    """Why an option cannot be composed; of one that is not built in, in all files it builds on."""
     if is_foreign(choice):
-        try:
-            tree.piece(slot, choice)
-        except ConvertError as error:
-            yield from error.problems
+        yield from tree.survey(slot, choice).broken
     elif choice not in built_in(slot):
         yield unknown_choice(slot, choice)
 
 
-def _recipe_problems(overrides: Iterable[Any]) -> Iterator[Problem]:
-    if not any(item.key_or_group == "recipe" for item in overrides):
-        yield Problem("No recipe is given.", "recipe=NAME", "convert recipe=demo")
+def _file_problems(overrides: Iterable[Any], tree: Tree) -> Iterator[Problem]:
+    """Unknown keys and wrong types in the chosen files that are not built in, each with its file.
+
+    Composing such files is possible all the same.
+    """
+    for slot, choice in _chosen(overrides):
+        for layer in tree.survey(slot, choice).layers if is_foreign(choice) else ():
+            for problem in own_problems(layer.values):
+                yield replace(problem, found=f"{layer.label}: {problem.found}")
+
+
+def _chosen(overrides: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Slot and option of each word that chooses one."""
+    from hydra.core.override_parser.types import Glob
+
+    for item in overrides:
+        if isinstance(item, Problem) or isinstance(item._value, (dict, list, Glob)):
+            continue
+        if item.key_or_group in slots() and not item.is_delete():
+            for option in options(item):
+                yield item.key_or_group, str(option)
+
+
+def _recipe_problems(words: Iterable[str]) -> Iterator[Problem]:
+    """No recipe, nor a word that was meant to be one."""
+    if not any(_key(word) == RECIPE or "=" not in word for word in words):
+        yield Problem("No recipe is given.", "recipe=NAME", "add recipe=NAME, such as recipe=demo")
+
+
+def _further_problems(sound: Sequence[Any], lost: Sequence[str], tree: Tree) -> list[Problem]:
+    """What is wrong with the words that can be used, composed without the `lost` keys.
+
+    Nothing is said of what those decide: its value is not what the user wants.
+    """
+    values = _composed_anyway(sound, tree)
+    if values is None:
+        return list(own_problems(_written(sound)))
+    given = {item.key_or_group for item in sound}
+    unsure = {path for key in lost for path in _decided_by(key)} - given
+    try:
+        parse_recipe(values)
+    except ConvertError as error:
+        return [item for item in error.problems if not any(concerns(item, key) for key in unsure)]
+    return []
+
+
+def _decided_by(key: str) -> list[str]:
+    """The dotted keys that a word for `key`, or for what a misspelt `key` was meant to be, sets."""
+    known = key in slots() or is_known_path(key)
+    name = key if known else next(iter(nearest_names(key, schema_paths(), 1)), key)
+    return [path for path in schema_paths() if path.startswith(f"{name}.")] or [name]
+
+
+def _composed_anyway(sound: Sequence[Any], tree: Tree) -> dict[str, Any] | None:
+    """The composed recipe; None where the words left do not make one."""
+    if not any(item.key_or_group == RECIPE for item in sound):
+        return None
+    try:
+        prepared = _prepared(sound, tree)
+        return compose_prepared(prepared.words, prepared)
+    except ConvertError:
+        return None
+
+
+def _written(overrides: Iterable[Any]) -> dict[str, Any]:
+    """The values that words give to keys, nested."""
+    written: dict[str, Any] = {}
+    for item in overrides:
+        if item.key_or_group in slots() and not isinstance(item._value, dict):
+            continue
+        value: Any = item.value()
+        for part in reversed(item.key_or_group.split(".")):
+            value = {part: value}
+        written = merge(written, value)
+    return written
+
+
+def _is_listed(problem: Problem, known: Iterable[Problem]) -> bool:
+    """Whether a problem is known already, perhaps with the file that it is in."""
+    return any(f": {item.found}".endswith(f": {problem.found}") for item in known)
 
 
 def _hydra_word(item: Any) -> str:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from converter.cli.compose import compose_prepared, named, options, parse_word, prepare
+from converter.cli.compose import compose_prepared, options, parse_word, prepare
 from converter.cli.tree import PRIMARY, RECIPE, Piece, Tree, built_in_values, slots
 from converter.schema import parse_recipe
 
@@ -58,7 +58,7 @@ def composed(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     prepared = prepare(words)
     values = compose_prepared(prepared.words, prepared)
     parse_recipe(values)
-    return named(values, prepared.words), origins(prepared.words, prepared.tree)
+    return values, origins(prepared.words, prepared.tree)
 
 
 def origins(words: Sequence[str], tree: Tree) -> dict[str, str]:

@@ -7,6 +7,7 @@ checked by `converter.teams.trust` and flattened here into plain values: Hydra s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConvertError, Problem, raise_if
 from converter.schema import nearest_names
-from converter.teams.trust import name_problems, parse_built_in, parse_foreign
+from converter.teams.trust import NAME, name_problems, parse_built_in, parse_foreign
 
 if TYPE_CHECKING:
     from converter.teams.repositories import Repository
 
 PRIMARY = "convert"
 LOCAL = "local"
+OWN = f"{LOCAL}/_file"
+"""The option that stands for the user's file, whatever its name; no file can be called so."""
 RECIPE, SWEEP = "recipe", "sweep"
 
 
@@ -49,6 +52,17 @@ class Piece:
         for layer in self.layers:
             merged = merge(merged, layer.values)
         return merged
+
+
+@dataclass
+class Survey:
+    """The files that are not built in and that a choice builds on, as far as they can be read."""
+
+    broken: list[Problem] = field(default_factory=list)
+    """What keeps the choice from being composed, each with its file."""
+    layers: list[Layer] = field(default_factory=list)
+    """The own values of every file, below their slot."""
+    seen: set[tuple[str, str]] = field(default_factory=set)
 
 
 def recipes_folder() -> Path:
@@ -143,8 +157,8 @@ def local_file(text: str) -> Path | None:
     """The recipe file that `text` names by its path; None when it is a plain name."""
     if not text.endswith((".yaml", ".yml")):
         return None
-    path = Path(text).expanduser().resolve()
-    if not path.is_file():
+    path = Path(os.path.realpath(os.path.expanduser(text)))  # neither raises, as pathlib's do
+    if not os.path.isfile(path):
         raise ConvertError(
             Problem(f"{path} does not exist.", "a recipe file", "convert new NAME --from OTHER")
         )
@@ -170,28 +184,64 @@ class Tree:
             ConvertError: it does not exist, is refused, or builds on itself.
         """
         if choice in above:
-            raise ConvertError(_circular(folder, (*above, choice)))
+            raise ConvertError(self._circular(folder, (*above, choice)))
         label, values = self._read(folder, choice)
         piece, home = Piece(), choice.rpartition("/")[0]
-        for item in values.pop("defaults", []):
-            if isinstance(item, str) and item != "_self_":
-                base = self.piece(folder, self.qualified(folder, item, home), (*above, choice))
+        for slot, name in _named_in(folder, values.pop("defaults", [])):
+            option = self.qualified(slot, name, home)
+            if slot == folder:
+                base = self.piece(folder, option, (*above, choice))
                 piece.layers += base.layers
                 piece.choices |= base.choices
-            elif isinstance(item, dict):
-                ((key, option),) = item.items()
-                slot = str(key).removeprefix("override ").lstrip("/")
-                piece.choices[slot] = self.qualified(slot, str(option), home), label
+            else:
+                piece.choices[slot] = option, label
         piece.layers.append(Layer(label, values))
         return piece
 
+    def survey(self, folder: str, choice: str) -> Survey:
+        """Everything that `choice`, which is not built in, builds on; it raises nothing."""
+        found = Survey()
+        self._survey(folder, choice, (), found)
+        return found
+
+    def _survey(self, folder: str, choice: str, above: tuple[str, ...], found: Survey) -> None:
+        if choice in above:
+            found.broken.append(self._circular(folder, (*above, choice)))
+        if (folder, choice) in found.seen:
+            return
+        found.seen.add((folder, choice))
+        try:
+            label, values = self._read(folder, choice)
+        except ConvertError as error:
+            found.broken += error.problems
+            return
+        home = choice.rpartition("/")[0]
+        for slot, name in _named_in(folder, values.pop("defaults", [])):
+            option = self.qualified(slot, name, home)
+            if is_foreign(option):
+                self._survey(slot, option, (*above, choice) if slot == folder else (), found)
+            elif option not in built_in(slot):
+                found.broken.append(self._unknown_in(label, folder, slot, name, home))
+        found.layers.append(Layer(label, values if folder == RECIPE else {folder: values}))
+
+    def recipe_name(self, choice: str) -> str:
+        """The name of a recipe that states none: its file's."""
+        if choice == OWN and self.local:
+            return self.local.stem
+        return choice.removeprefix(f"{LOCAL}/").replace("/", "_")
+
     def qualified(self, folder: str, name: str, home: str) -> str:
         """A name in a repository's file: its own file where it has one, or else the built-in."""
+        if home == LOCAL and folder == RECIPE and self.local and name == self.local.stem:
+            return OWN
         own = f"{folder}/{name}.yaml" in self._tree(home) if home else False
         return f"{home}/{name}" if own else name
 
     def _read(self, folder: str, choice: str) -> tuple[str, dict[str, Any]]:
         home, _, name = choice.rpartition("/")
+        users = choice == OWN and folder == RECIPE and self.local is not None
+        if users and self.local:
+            name = self.local.stem
         path = f"{folder}/{name}.yaml"
         if not home:
             if name not in built_in(folder):
@@ -201,7 +251,7 @@ class Tree:
         if content is None:
             raise ConvertError(unknown_choice(folder, choice))
         if home == LOCAL:
-            label = str(self.local) if folder == RECIPE else path
+            label = str(self.local) if users else path
             return label, parse_foreign(label, content, folder, folders(), own=True)
         return f"{home}: {path}", parse_foreign(f"{home}: {path}", content, folder, folders())
 
@@ -209,6 +259,32 @@ class Tree:
         if home == LOCAL:
             return self._files
         return repository_tree(home) if home in known_repositories() else {}
+
+    def _unknown_in(self, label: str, folder: str, slot: str, name: str, home: str) -> Problem:
+        """The problem of an option that the defaults of the file `label` name."""
+        own = [Path(path).stem for path in self._tree(home) if path.startswith(f"{slot}/")]
+        near, among = _nearest(name, [*built_in(slot), *own])
+        entry = f"override /{slot}: {near}" if slot != folder else near
+        remedy = f"write `- {entry}` in its defaults, or run `convert list {slot}`"
+        return Problem(f"{label}: Unknown {slot} {name!r}.", among, remedy)
+
+    def _circular(self, folder: str, chain: Iterable[str]) -> Problem:
+        names = [str(self.local) if choice == OWN else choice for choice in chain]
+        return Problem(
+            f"{folder}: {' → '.join(names)} builds on itself.",
+            "a chain with an end",
+            "break the circle",
+        )
+
+
+def _named_in(folder: str, defaults: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Slot and option of each entry of a file's defaults; a base has the file's own folder."""
+    for item in defaults:
+        if isinstance(item, dict):
+            ((key, option),) = item.items()
+            yield str(key).removeprefix("override ").lstrip("/"), str(option)
+        elif item != "_self_":
+            yield folder, str(item)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,17 +325,25 @@ def check_files(label: str, tree: Mapping[str, bytes]) -> None:
 
 def unknown_choice(folder: str, choice: str) -> Problem:
     """The problem of an option that does not exist, with the nearest that do."""
-    known = choices(folder)
+    near, among = _nearest(choice, choices(folder))
+    remedy = f"write {folder}={near}, or run `convert list {folder}`"
     home = choice.rpartition("/")[0]
-    near = nearest_names(choice, known)
+    if folder == RECIPE and os.path.isfile(f"{choice}.yaml"):
+        remedy = f"write {folder}=./{os.path.normpath(choice)}.yaml for the file of that name"
+    elif choice.endswith((".yaml", ".yml")):
+        place = f"the folder {folder}/ of a repository (`convert repo init FOLDER`)"
+        remedy = f"put the file into {place}, or {remedy}"
+    elif home != LOCAL and NAME.fullmatch(home) and home not in known_repositories():
+        remedy = f"`convert repo add {home} URL`, or {remedy}"
+    return Problem(f"Unknown {folder} {choice!r}.", among, remedy)
+
+
+def _nearest(name: str, known: list[str]) -> tuple[str, str]:
+    """The known name that is most like `name`, and what is said of those that were expected."""
+    near = nearest_names(name, known)
     shown = near or known[:8]
-    add = f"`convert repo add {home} URL`, or " if home and home != LOCAL else ""
-    return Problem(
-        f"Unknown {folder} {choice!r}.",
-        f"one of the {len(known)} known ones{'; the nearest: ' if near else ', such as '}"
-        f"{', '.join(shown)}",
-        f"{add}write {folder}={shown[0]}, or run `convert list`",
-    )
+    lead = "; the nearest: " if near else ", such as "
+    return shown[0], f"one of the {len(known)} known ones{lead}{', '.join(shown)}"
 
 
 def _local_files(path: Path) -> dict[str, bytes]:
@@ -271,13 +355,10 @@ def _local_files(path: Path) -> dict[str, bytes]:
 def _read(path: Path) -> bytes:
     from converter.teams.trust import MAX_FILE_BYTES
 
-    with path.open("rb") as file:
-        return file.read(MAX_FILE_BYTES + 1)
-
-
-def _circular(folder: str, chain: Iterable[str]) -> Problem:
-    return Problem(
-        f"{folder}: {' → '.join(chain)} builds on itself.",
-        "a chain with an end",
-        "break the circle",
-    )
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        found = f"{path} cannot be read: {error.strerror or error}."
+        remedy = f"look at its permissions: ls -l '{path}'"
+        raise ConvertError(Problem(found, "a file that you may read", remedy)) from error
