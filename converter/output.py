@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from converter.cache import cache_folder
-from converter.disk import nearest_folder
 from converter.errors import Problem
 from converter.recipe import Recipe
+from converter.result_files import place_problems
 from converter.staging import LOCK
 
 ELSEWHERE = "set output=FOLDER, a new one"
@@ -33,11 +34,8 @@ def output_problems(recipe: Recipe, output: Path) -> Iterator[Problem]:
         )
     elif output.exists():
         yield from _irreplaceable(recipe, output)
-    place = nearest_folder(output.parent)
-    if not place.is_dir():
-        yield Problem(f"{place} is a file, and {output} would lie in it.", "a folder", ELSEWHERE)
-    elif not os.access(place, os.W_OK | os.X_OK):
-        yield Problem(f"{place} cannot be written, for {output}.", "a writable folder", ELSEWHERE)
+    for problem in place_problems(output):
+        yield replace(problem, remedy=ELSEWHERE)
 
 
 def _irreplaceable(recipe: Recipe, output: Path) -> Iterator[Problem]:

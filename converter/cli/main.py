@@ -177,7 +177,7 @@ def _guarded(verb: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
         _say(error.problems)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("convert: interrupted; nothing was written", file=sys.stderr)
+        print("convert: interrupted; no result was published", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         _stop_printing()

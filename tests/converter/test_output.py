@@ -82,8 +82,8 @@ def test_places_of_the_user_are_not_overwritten(
 def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     (problem,) = found(Recipe(output=str(tmp_path / "file" / "out")))
-    assert "is a file" in problem
+    assert "is a file" in problem and "set output=FOLDER" in problem
     refused: Any = lambda *_: False  # noqa: E731
     monkeypatch.setattr("os.access", refused)
     (problem,) = found(Recipe(output=str(tmp_path / "out")))
-    assert f"{tmp_path} cannot be written" in problem
+    assert f"{tmp_path} is not writable" in problem

@@ -125,7 +125,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signal
     process.send_signal(number)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "interrupted; nothing was written" in stderr
+    assert "interrupted; no result was published" in stderr
     assert "Traceback" not in stderr
     assert list(tmp_path.iterdir()) == []
 
