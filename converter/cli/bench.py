@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _write(report: Report, figures: Path | None, picture: Path | None) -> None:
-    from converter.quality.folder_evaluation import replacing
+    from converter.staging import replacing
 
     if figures:
         with replacing(figures.resolve()) as path:

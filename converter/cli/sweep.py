@@ -240,6 +240,8 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def _output(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     named = [word.partition("=")[2].strip("\"'") for word in words if word.startswith("output=")]
     others = [word for word in words if not word.startswith("output=")]
+    if named and not named[-1]:
+        raise ConvertError(Problem("output= is empty.", "a folder", "write output=FOLDER"))
     return (Path(named[-1]).expanduser().resolve() if named else None), others
 
 

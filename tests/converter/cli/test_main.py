@@ -86,12 +86,15 @@ def test_mistakes_are_listed_together(tmp_path: Path) -> None:
 def test_an_existing_output_is_refused_then_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
-    refused = run(*TINY, "output=out", cwd=tmp_path)
-    assert refused.returncode == 1
-    assert "overwrite=true" in refused.stderr
-    assert (tmp_path / "out" / "mine").exists()
-    assert run(*TINY, "output=out", "overwrite=true", cwd=tmp_path).returncode == 0
-    assert not (tmp_path / "out" / "mine").exists()
+    for words, expected in (([], "overwrite=true"), (["overwrite=true"], "holds mine, but no")):
+        refused = run(*TINY, "output=out", *words, cwd=tmp_path)
+        assert refused.returncode == 1
+        assert expected in refused.stderr
+        assert (tmp_path / "out" / "mine").exists()
+    assert run(*TINY, "output=made", cwd=tmp_path).returncode == 0
+    (tmp_path / "made" / "mine").write_text("mine")
+    assert run(*TINY, "output=made", "overwrite=true", cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "made" / "mine").exists()
 
 
 def test_a_checkpoint_written_by_synth_converts(tmp_path: Path) -> None:
@@ -157,9 +160,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     subprocess.run(["umount", str(disk)], capture_output=True)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"), [("ro", "Read-only file system"), ("size=40k", "free")]
-)
+@pytest.mark.parametrize(("options", "message"), [("ro", "is not writable"), ("size=40k", "free")])
 def test_a_read_only_or_full_disk_is_refused(
     small_disk: Callable[[str], Path], tmp_path: Path, options: str, message: str
 ) -> None:
@@ -276,8 +277,8 @@ def test_a_word_to_complete_asks_for_no_help(capsys: pytest.CaptureFixture[str])
         (["lst"], "convert list"),
         (["evaluate", "a b", "--chunks", "1"], "convert eval 'a b' --chunks 1"),
         (["help", "lst"], "convert list --help"),
-        (["demo"], "convert recipe=demo"),
-        (["dmo"], "convert recipe=demo"),
+        (["demo"], "write recipe=demo"),
+        (["dmo"], "write recipe=demo"),
     ],
     ids=str,
 )

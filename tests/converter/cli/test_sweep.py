@@ -56,6 +56,7 @@ def test_failing_job_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
         (["quant.block_size=32,48"], "power of two"),
         (["quant=rtn,rnt"], "Unknown quant 'rnt'"),
         (["quant.blocksize=32,64"], "quant.block_size"),
+        (["quant.block_size=16,32", "output="], "output= is empty"),
         (["quant.block_size=32"], "No word holds several values"),
         (["sweep=quant_gird"], "quant_grid"),
         (["quant.bits=4,8", "hydra/launcher=slurm"], "submitit_slurm"),
