@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from converter.cache import Cache
-from converter.cli.sweep import make_plan
+from converter.cli.sweep import plan_sweep
 from converter.sweeps.sweep import Job, read_rows
 
 CONVERT = [sys.executable, "-m", "converter.cli.main"]
@@ -40,7 +40,7 @@ def main() -> int:
     parsed = parser.parse_args()
     work: Path = parsed.work.resolve()
     work.mkdir(parents=True)
-    plan = make_plan(parsed.words)
+    plan = plan_sweep(parsed.words)
     keys = set(plan.jobs[0].settings)
     fixed = [word for word in plan.words if word.partition("=")[0] not in keys]
 

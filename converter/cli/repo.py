@@ -17,10 +17,10 @@ from converter.teams.repositories import (
     fetch,
     project_lock,
     read_files,
-    read_lock,
+    read_pins,
     repositories,
     user_lock,
-    write_lock,
+    write_pins,
 )
 
 TEMPLATE = {
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
 def add_repository(name: str, url: str, rev: str | None, lock: Path) -> None:
     """Fetch, check and pin; nothing is pinned when a check fails."""
     url = str(Path(url).resolve()) if Path(url).is_dir() else url
-    entries = read_lock(lock)
+    entries = read_pins(lock)
     if name in entries and entries[name].url != url:
         raise ConvertError(
             Problem(
@@ -130,7 +130,7 @@ def list_repositories() -> None:
 
 def update_repositories(name: str | None, lock: Path) -> None:
     """Pin the newest commit of what each repository (or the named one) follows."""
-    entries = read_lock(lock)
+    entries = read_pins(lock)
     if name is not None and name not in entries:
         raise ConvertError(_unknown(name, entries, lock))
     for item in entries.values() if name is None else [entries[name]]:
@@ -139,10 +139,10 @@ def update_repositories(name: str | None, lock: Path) -> None:
 
 def remove_repository(name: str, lock: Path) -> None:
     """Take a repository out of the lock file; what was fetched stays in the cache."""
-    entries = read_lock(lock)
+    entries = read_pins(lock)
     if name not in entries:
         raise ConvertError(_unknown(name, entries, lock))
-    write_lock(lock, {key: item for key, item in entries.items() if key != name})
+    write_pins(lock, {key: item for key, item in entries.items() if key != name})
     print(f"{name} removed from {lock}")
 
 
@@ -161,14 +161,14 @@ def init_repository(folder: Path) -> None:
 
 def _pin(repository: Repository, lock: Path) -> None:
     """Check every file and compose every recipe, then write the lock file."""
-    before = read_lock(lock)
+    before = read_pins(lock)
     name = repository.name
     found = read_files(repository, tree.folders())
     tree.check_files(name, found)
     recipes = [path for path in found if path.startswith("recipe/")]
     with tree.trial(repository, found):
         check_recipes([f"{name}/{Path(path).stem}" for path in recipes])
-    write_lock(lock, {**before, name: repository})
+    write_pins(lock, {**before, name: repository})
     print(f"{name}: {len(recipes)} recipes at {repository.commit[:12]}, pinned in {lock}")
 
 

@@ -25,7 +25,7 @@ from converter.cli.tree import SWEEP, Tree
 from converter.errors import ConvertError, Problem, raise_if
 from converter.schema import parse_recipe
 from converter.sweeps import sweep
-from converter.sweeps.sweep import Job, Plan
+from converter.sweeps.sweep import Job, SweepPlan
 
 if TYPE_CHECKING:
     from converter.model.decoder import Decoder
@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> int:
     """Run the sweep that the words after `-m` describe; 0 only if every job is done."""
     ours, launch = _split(words)
     folder, ours = _output(ours)
-    plan = make_plan(ours)
+    plan = plan_sweep(ours)
     check_jobs(plan.jobs, here=f"{LAUNCHER}=submitit_slurm" not in launch)
     folder = folder or _unfinished(plan) or _new_folder(plan)
     with _held(folder):
@@ -68,7 +68,7 @@ def main(words: Sequence[str]) -> int:
     return _report(folder, rows)
 
 
-def make_plan(words: Sequence[str]) -> Plan:
+def plan_sweep(words: Sequence[str]) -> SweepPlan:
     """All combinations of the words' values, each composed and checked against the schema.
 
     Raises:
@@ -96,7 +96,7 @@ def make_plan(words: Sequence[str]) -> Plan:
         except ConvertError as error:
             problems += error.problems
     raise_if(problems)
-    return Plan(list(words), jobs)
+    return SweepPlan(list(words), jobs)
 
 
 def check_jobs(jobs: Sequence[Job], here: bool) -> None:
@@ -245,13 +245,13 @@ def _output(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     return (Path(named[-1]).expanduser().resolve() if named else None), others
 
 
-def _new_folder(plan: Plan) -> Path:
+def _new_folder(plan: SweepPlan) -> Path:
     """A folder that no other sweep takes, also one that starts in the same second."""
     name = f"{plan.jobs[0].values['name']}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     return Path("sweeps", name).resolve()
 
 
-def _unfinished(plan: Plan) -> Path | None:
+def _unfinished(plan: SweepPlan) -> Path | None:
     """The latest sweep of the same jobs that was interrupted, so that it goes on."""
     for path in sorted(Path("sweeps").glob(f"*/{sweep.PLAN}"), reverse=True):
         folder = path.parent.resolve()
@@ -264,7 +264,7 @@ def _unfinished(plan: Plan) -> Path | None:
     return None
 
 
-def _start(folder: Path, plan: Plan) -> None:
+def _start(folder: Path, plan: SweepPlan) -> None:
     if (folder / sweep.PLAN).is_file():
         if sweep.read_plan(folder).digest != plan.digest:
             raise ConvertError(

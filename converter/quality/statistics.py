@@ -86,17 +86,6 @@ class KLStatistics:
         """The same fields as plain numbers and dicts, for a report."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> KLStatistics:
-        """The inverse of `to_json`; raises KeyError or TypeError when `data` is something else."""
-        fields: dict[str, Any] = {
-            name: Estimate(**value)
-            if isinstance(value, Mapping) and set(value) == {"value", "error"}
-            else value
-            for name, value in data.items()
-        }
-        return cls(**fields)
-
     def table(self) -> str:
         """The statistics as aligned text, in llama.cpp's order and units (Δp in percent)."""
         rows = [*_perplexity_rows(self), *_kld_rows(self), *_delta_p_rows(self)]

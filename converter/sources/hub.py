@@ -60,7 +60,7 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
-class Repository:
+class HubRepository:
     """A repository at one commit."""
 
     repo: str
@@ -122,7 +122,7 @@ def preview_hub(repo: str, revision: str | None, layout: LayoutConfig) -> Checkp
     return Checkpoint(config, tensors, found.origin, found.folder, notes=(note,))
 
 
-def find_repository(repo: str, revision: str | None) -> Repository:
+def find_repository(repo: str, revision: str | None) -> HubRepository:
     """Resolve a revision to its commit, and list the files there.
 
     Without a network, the commit is the one that the cache knows for the revision, and the files
@@ -136,7 +136,7 @@ def find_repository(repo: str, revision: str | None) -> Repository:
     except HubUnreachableError as error:
         config = _cached_config(repo, revision, error)
         files = {path.name: RemoteFile(path.name) for path in config.parent.iterdir()}
-        return Repository(repo, config.parent.name, config.parent, files)
+        return HubRepository(repo, config.parent.name, config.parent, files)
     # Asked for by its branch, the file makes the cache note which commit the branch was at.
     config = _download(repo, "config.json", revision)
     commit = config.parent.name  # the cache's layout: snapshots/COMMIT/config.json
@@ -146,7 +146,7 @@ def find_repository(repo: str, revision: str | None) -> Repository:
         RemoteFile(item.rfilename, item.size, item.lfs.sha256 if item.lfs else None)
         for item in info.siblings or ()
     )
-    return Repository(repo, commit, config.parent, {file.name: file for file in listed})
+    return HubRepository(repo, commit, config.parent, {file.name: file for file in listed})
 
 
 def _ask(repo: str, revision: str | None) -> Any:
@@ -173,7 +173,7 @@ def _download(repo: str, name: str, revision: str | None, **options: Any) -> Pat
         return Path(hf_hub_download(repo, name, revision=revision, **options))
 
 
-def _fetch_small_files(found: Repository) -> WeightForm:
+def _fetch_small_files(found: HubRepository) -> WeightForm:
     """Fetch everything but the weights; give the form that these have."""
     form = weight_form(found.files)
     if form is None:
@@ -190,13 +190,13 @@ def _fetch_small_files(found: Repository) -> WeightForm:
     return form
 
 
-def _shard_names(found: Repository, form: WeightForm) -> list[str]:
+def _shard_names(found: HubRepository, form: WeightForm) -> list[str]:
     if form.index not in found.files:
         return [form.single]
     return sorted(set(read_index(found.folder / form.index).values()))
 
 
-def _fetch_shards(found: Repository, shards: Sequence[RemoteFile], advance: Advance) -> None:
+def _fetch_shards(found: HubRepository, shards: Sequence[RemoteFile], advance: Advance) -> None:
     """Fetch and check the weights, one file after the other, so that an interrupt ends it."""
     total = sum(shard.size or 0 for shard in shards)
     done = 0
@@ -225,7 +225,7 @@ def _progress_class(advance: Advance, done: int, total: int, name: str) -> type:
     return Reporting
 
 
-def _content_problems(found: Repository, path: Path, file: RemoteFile) -> Iterator[Problem]:
+def _content_problems(found: HubRepository, path: Path, file: RemoteFile) -> Iterator[Problem]:
     """Compare a weight file with what the hub says; one that differs leaves the cache."""
     expected = file.sha256 or _content_name(path)
     size = path.stat().st_size
@@ -251,7 +251,7 @@ def _content_name(path: Path) -> str | None:
     return name if re.fullmatch(r"[0-9a-f]{64}", name) else None
 
 
-def _space_problems(found: Repository, shards: Sequence[RemoteFile]) -> Iterator[Problem]:
+def _space_problems(found: HubRepository, shards: Sequence[RemoteFile]) -> Iterator[Problem]:
     missing = sum(shard.size or 0 for shard in shards if not found.cached(shard.name))
     free = shutil.disk_usage(found.folder).free
     if missing > free:
@@ -259,7 +259,7 @@ def _space_problems(found: Repository, shards: Sequence[RemoteFile]) -> Iterator
         yield _full_disk(f"{format_bytes(free)} are free", needed)
 
 
-def _remote_tensors(found: Repository, names: Sequence[str]) -> dict[str, Weight]:
+def _remote_tensors(found: HubRepository, names: Sequence[str]) -> dict[str, Weight]:
     """Tensors of safetensors files, from headers that are read over the network."""
     from huggingface_hub import HfApi
 
@@ -281,7 +281,7 @@ def _remote_tensors(found: Repository, names: Sequence[str]) -> dict[str, Weight
 
 
 def _expected_tensors(
-    found: Repository, form: WeightForm, config: dict[str, Any], layout: LayoutConfig
+    found: HubRepository, form: WeightForm, config: dict[str, Any], layout: LayoutConfig
 ) -> dict[str, Weight]:
     """Tensors of .bin files: names from the index, shapes from the config."""
     shapes = published_shapes(layout, read_architecture(config))
@@ -394,7 +394,7 @@ def _full_disk(found: str, needed: str) -> Problem:
     )
 
 
-def _unknown_type(found: Repository, file: str, tensor: str, dtype: str) -> Problem:
+def _unknown_type(found: HubRepository, file: str, tensor: str, dtype: str) -> Problem:
     return Problem(
         f"{tensor} in {file} of {found.repo} has the type {dtype}.",
         "float32, float16 or bfloat16",

@@ -17,8 +17,8 @@ from converter.sweeps.sweep import (
     HIGHER_IS_BETTER,
     QUALITY,
     SIZE,
-    Plan,
     Row,
+    SweepPlan,
     is_number,
     shown_columns,
 )
@@ -73,7 +73,7 @@ for (const head of document.querySelectorAll("th")) head.onclick = () => {{
 
 
 def page(
-    title: str, plan: Plan, rows: Sequence[Row], picture: str, marks: Mapping[str, str]
+    title: str, plan: SweepPlan, rows: Sequence[Row], picture: str, marks: Mapping[str, str]
 ) -> str:
     """The page; `marks` names the fronts that a job is on."""
     settings = list(dict.fromkeys(key for job in plan.jobs for key in job.settings))

@@ -50,7 +50,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """All jobs of a sweep and the words that ask for them."""
 
     words: Sequence[str]
@@ -70,13 +70,13 @@ def job_label(number: int, settings: Mapping[str, str]) -> str:
     return f"{number:02d}-{text}"[:80].rstrip("-.") if text else f"{number:02d}"
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
+def write_plan(folder: Path, plan: SweepPlan) -> None:
     """Write SWEEP/sweep.json, in one step."""
     values = {**asdict(plan), "digest": plan.digest}
     _write(folder / PLAN, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_plan(folder: Path) -> Plan:
+def read_plan(folder: Path) -> SweepPlan:
     """The plan of a sweep's folder.
 
     Raises:
@@ -84,7 +84,7 @@ def read_plan(folder: Path) -> Plan:
     """
     try:
         values = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        return Plan(values["words"], [Job(**job) for job in values["jobs"]])
+        return SweepPlan(values["words"], [Job(**job) for job in values["jobs"]])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConvertError(
             Problem(
@@ -212,7 +212,7 @@ def table_csv(rows: Sequence[Row]) -> str:
 
 
 def table_markdown(
-    title: str, plan: Plan, rows: Sequence[Row], panels: Sequence[tuple[str, str]]
+    title: str, plan: SweepPlan, rows: Sequence[Row], panels: Sequence[tuple[str, str]]
 ) -> str:
     """The short table; its last column says which fronts, of size and of speed, a job is on."""
     names = shown_columns(rows, {key for job in plan.jobs for key in job.settings})

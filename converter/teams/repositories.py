@@ -22,6 +22,7 @@ from pathlib import Path
 
 from converter.cache import cache_folder
 from converter.errors import ConvertError, Problem, raise_if
+from converter.staging import replacing
 from converter.teams.trust import MAX_FILE_BYTES, MAX_FILES, name_problems
 
 LOCK_FILE = "convert.repos.json"
@@ -81,11 +82,11 @@ def repositories() -> dict[str, Repository]:
         ConvertError: a lock file is damaged or names a url that is refused.
     """
     project = project_lock()
-    found = read_lock(user_lock())
-    return {**found, **(read_lock(project) if project else {})}
+    found = read_pins(user_lock())
+    return {**found, **(read_pins(project) if project else {})}
 
 
-def read_lock(path: Path) -> dict[str, Repository]:
+def read_pins(path: Path) -> dict[str, Repository]:
     """The repositories that a lock file names; none when it does not exist."""
     if not path.is_file():
         return {}
@@ -104,16 +105,16 @@ def read_lock(path: Path) -> dict[str, Repository]:
     return {item.name: item for item in found}
 
 
-def write_lock(path: Path, entries: Mapping[str, Repository]) -> None:
+def write_pins(path: Path, entries: Mapping[str, Repository]) -> None:
     """Replace a lock file; sorted, so that it reads well in a diff."""
     values = {
         name: {key: value for key, value in asdict(entries[name]).items() if key != "name"}
         for name in sorted(entries)
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"repositories": values}, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    text = json.dumps({"repositories": values}, indent=2) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def fetch(name: str, url: str, rev: str | None = None, commit: str | None = None) -> Repository:

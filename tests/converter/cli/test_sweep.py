@@ -35,8 +35,8 @@ def summary(folder: Path) -> list[dict[str, str]]:
         ]
 
 
-def plan_of(*words: str) -> table.Plan:
-    return sweep.make_plan([*TINY, *words])
+def plan_of(*words: str) -> table.SweepPlan:
+    return sweep.plan_sweep([*TINY, *words])
 
 
 def test_failing_job_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
@@ -117,9 +117,9 @@ def test_every_combination_is_composed_before_the_first_job() -> None:
 
 @pytest.mark.parametrize("name", ["quant_grid", "block_size"])
 def test_built_in_sweeps_compose_and_words_win_over_them(name: str) -> None:
-    jobs = sweep.make_plan([f"sweep={name}"]).jobs
+    jobs = sweep.plan_sweep([f"sweep={name}"]).jobs
     assert len(jobs) > 4 and all(job.values["evaluate"]["enabled"] for job in jobs)
-    fewer = sweep.make_plan([f"sweep={name}", "quant.block_size=64"]).jobs
+    fewer = sweep.plan_sweep([f"sweep={name}", "quant.block_size=64"]).jobs
     assert 1 < len(fewer) < len(jobs)
     assert {job.values["quant"]["block_size"] for job in fewer} == {64}
 

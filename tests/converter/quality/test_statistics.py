@@ -15,7 +15,7 @@ from converter.quality.reference_file import (
     reference_key,
     write_reference,
 )
-from converter.quality.statistics import KLAccumulator, KLStatistics, summarize
+from converter.quality.statistics import KLAccumulator, summarize
 
 # What llama.cpp's `kl_divergence` (tools/perplexity/perplexity.cpp, compiled on its own, version
 # of llama-cpp-python 0.3.36) printed for the logits of `waves`. Δp and percentages are divided
@@ -164,9 +164,9 @@ def test_one_token_has_no_error_bar() -> None:
         scored(reference, candidate, tokens).result()
 
 
-def test_json_round_trip_and_table() -> None:
+def test_json_and_table() -> None:
     result = scored(*waves()).result()
-    assert KLStatistics.from_json(json.loads(json.dumps(result.to_json()))) == result
+    assert json.loads(json.dumps(result.to_json()))["kld"]["value"] == result.kld.value
     table = result.table()
     assert "KLD mean                      0.086" in table
     assert "same top token                29.333 ± 3.730 %" in table

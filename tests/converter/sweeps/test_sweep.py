@@ -18,7 +18,7 @@ import pytest
 from converter.cli import pick
 from converter.errors import ConvertError
 from converter.sweeps import picture, sweep
-from converter.sweeps.sweep import Job, Plan
+from converter.sweeps.sweep import Job, SweepPlan
 
 FIGURES = [(300, 0.10, 20.0), (200, 0.20, 30.0), (100, 0.40, 25.0), (250, 0.30, 10.0)]
 """Bytes, KL divergence, tokens per second; the last job is worse than the second in all three."""
@@ -33,7 +33,9 @@ def folder(tmp_path: Path) -> Path:
         facts = {"evaluate": {"mean_kld": kld}, "benchmark": {"decode_tokens_per_second": speed}}
         publish(tmp_path / jobs[-1].label, size, facts)
     failed = Job(4, "04-failed", {"quant": "<b>|x"}, {})
-    sweep.write_plan(tmp_path, Plan(["recipe=demo"], [*jobs, failed, Job(5, "05-left", {}, {})]))
+    sweep.write_plan(
+        tmp_path, SweepPlan(["recipe=demo"], [*jobs, failed, Job(5, "05-left", {}, {})])
+    )
     sweep.write_failure(tmp_path, failed, "out of <memory> | and luck")
     return tmp_path
 
@@ -158,7 +160,7 @@ def test_pick_by_speed_takes_the_median(folder: Path, capsys: pytest.CaptureFixt
 
 def test_pick_of_a_sweep_without_a_finished_job_says_what_failed(tmp_path: Path) -> None:
     job = Job(0, "00", {"quant.bits": "4"}, {})
-    sweep.write_plan(tmp_path, Plan([], [job]))
+    sweep.write_plan(tmp_path, SweepPlan([], [job]))
     sweep.write_failure(tmp_path, job, "out of memory")
     with pytest.raises(ConvertError, match="00: out of memory"):
         pick.main([str(tmp_path)])
@@ -195,7 +197,7 @@ def test_picture_marks_the_front_and_links_every_point(folder: Path) -> None:
 
 
 def test_pictures_of_nothing_and_of_one_job(tmp_path: Path) -> None:
-    sweep.write_plan(tmp_path, Plan([], [Job(0, "00", {}, {})]))
+    sweep.write_plan(tmp_path, SweepPlan([], [Job(0, "00", {}, {})]))
     sweep.write_summary(tmp_path)
     assert "No job has measured" in (tmp_path / "summary.svg").read_text()
     publish(tmp_path / "00", 100, {"evaluate": {"mean_kld": 0.0}})

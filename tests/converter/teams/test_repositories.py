@@ -14,7 +14,7 @@ from converter.cli.compose import compose_recipe
 from converter.cli.main import main
 from converter.errors import ConvertError
 from converter.teams import repositories
-from converter.teams.repositories import LOCK_FILE, Repository, fetch, read_files, read_lock
+from converter.teams.repositories import LOCK_FILE, Repository, fetch, read_files, read_pins
 
 RECIPE = "# @package _global_\ndefaults:\n  - demo\n  - override /quant: wide\n"
 WIDE = "defaults:\n  - rtn\nbits: 8\n"
@@ -181,7 +181,7 @@ def test_hostile_commit_in_a_lock_file_is_refused(acme: Path) -> None:
         entry = {"url": str(acme), "rev": None, "commit": commit_id}
         Path(LOCK_FILE).write_text(json.dumps({"repositories": {"team": entry}}))
         with pytest.raises(ConvertError):
-            read_lock(Path(LOCK_FILE))
+            read_pins(Path(LOCK_FILE))
 
 
 def tree_entry(folder: Path, mode: str, path: str, content: str) -> None:
@@ -277,7 +277,7 @@ def test_a_repository_named_by_a_relative_path_is_the_same_one(
     monkeypatch.chdir(acme.parent)
     assert main(["repo", "add", "team", "acme"]) == 0
     assert main(["repo", "add", "team", "acme", "--rev", "v1"]) == 0
-    assert read_lock(acme.parent / LOCK_FILE)["team"].rev == "v1"
+    assert read_pins(acme.parent / LOCK_FILE)["team"].rev == "v1"
 
 
 def test_a_place_that_cannot_be_written_is_said_without_a_recipes_words(
