@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -73,7 +74,8 @@ def _places(recipe: Recipe) -> Iterator[tuple[str, Path]]:
         if value is not None and _absolute(value).exists():
             yield key, _absolute(value)
     yield "the folder you work in", Path.cwd()
-    yield "your home folder", Path.home().resolve()
+    with contextlib.suppress(RuntimeError):  # a user without one, as in some containers
+        yield "your home folder", Path.home().resolve()
     yield "the cache", cache_folder()
 
 

@@ -345,8 +345,8 @@ def _source_problems(source: SourceConfig) -> Iterator[Problem]:
         yield Problem(
             f"source.path={source.path} with source.kind={source.kind}, which reads no path.",
             "one of the two",
-            "choose a recipe for the model at source.path, with source=checkpoint, or leave "
-            "source.path out",
+            "choose a recipe for the model at source.path, with source=checkpoint, or set "
+            "source.path=null",
         )
 
 

@@ -70,7 +70,7 @@ class MakePackage(Pass[Graph, Package]):
         folder, recipe = run.staging.folder, run.recipe
         checkpoint = artifact.decoder.checkpoint
         with ThreadPoolExecutor(1) as pool:
-            # Hashing leaves the interpreter to the tokenizer and, after it, to the writer.
+            # Hashing leaves the interpreter to the writer.
             sources = pool.submit(file_entries, checkpoint.files, recipe.threads)
             tokenizer = self._tokenizer(artifact, run)
             write_model(artifact.model, folder, recipe.threads, run.progress.advance)

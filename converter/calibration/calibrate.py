@@ -36,7 +36,7 @@ from converter.recipe import CalibrationConfig, Recipe
 from converter.weights.quantized import QuantizedMatrix, Rounding
 from converter.weights.weight import Weight
 
-CODE_VERSION = 8
+CODE_VERSION = 9
 """Counted up when the same weights, tokens and recipe would give other codes."""
 
 
@@ -54,8 +54,9 @@ class Calibrated:
     methods: Mapping[str, str]
     errors: tuple[LinearError, ...]
     tokens: CalibrationTokens
-    threads: int
-    """With other numbers of threads, sums are taken in another order, and some codes differ."""
+    threads: int | None
+    """On how many the layers were made; None when their numbers differ. With another number sums
+    are taken in another order, and some codes differ."""
 
     def facts(self) -> dict[str, Any]:
         """What the report and the lock file say."""
@@ -220,7 +221,8 @@ def _collected(
             roundings[matrix] = layer.rounding(matrix, columns[matrix])
         methods |= layer.methods
     errors = tuple(error for layer in layers.values() for error in layer.errors)
-    threads = torch.get_num_threads()
+    numbers = {layer.threads for layer in layers.values()}
+    threads = numbers.pop() if len(numbers) == 1 else None
     return Calibrated(weights, forms, roundings, methods, errors, tokens, threads)
 
 

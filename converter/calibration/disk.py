@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import asdict
 
 from converter.cache import Cache, Entry
@@ -29,7 +31,7 @@ def calibration_disk(recipe: Recipe, decoder: Decoder, cache: Cache) -> int:
     """
     sizes = calibration_sizes(recipe, decoder)
     entries = [item for item in cache.entries_of(decoder.checkpoint) if _serves(item, recipe)]
-    made, layers = sum(item.nbytes for item in entries), layers_disk(recipe, decoder)
+    made, layers = _made(entries), layers_disk(recipe, decoder)
     if recipe.calibration.inputs == "float":
         kept = statistics_disk(sizes) + layers
         most = max(kept, statistics_disk(sizes) + hidden_disk(sizes))
@@ -47,6 +49,15 @@ def _serves(entry: Entry, recipe: Recipe) -> bool:
     more, so tokens and layout are not compared."""
     quant, own = entry.key.get("quant"), asdict(recipe.quant.without_budget())
     return entry.key.get("pass") == "quantize" and quant in (None, own)
+
+
+def _made(entries: Iterable[Entry]) -> int:
+    """Bytes of the statistics, and of the layers of one budget: the formats that has most."""
+    by_formats: dict[str, int] = {}
+    for entry in entries:
+        formats = json.dumps(entry.key.get("forms"), sort_keys=True)
+        by_formats[formats] = by_formats.get(formats, 0) + entry.nbytes
+    return by_formats.pop("null", 0) + max(by_formats.values(), default=0)
 
 
 def hidden_disk(sizes: Sizes) -> int:

@@ -41,6 +41,7 @@ class LayerStages:
         self._attention, self._mlp = module.self_attn, module.mlp
         self._output, self._down = self._attention.o_proj, self._mlp.down_proj
         self._attention.o_proj, self._mlp.down_proj = Identity(), Identity()
+        module.output, module.down = self._output, self._down  # they go when the layer's weights go
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         self.take(reference.weights)

@@ -32,6 +32,8 @@ class Layer:
     folds: Mapping[str, torch.Tensor]
     """By the fold's name the scales of its producer, float32 (channels,)."""
     tensors: Mapping[str, Weight]
+    threads: int
+    """On how many it was made."""
 
     def rounding(self, name: str, columns: int) -> Rounding:
         """Codes of rows of the matrix `name`, read when they are asked for."""
@@ -71,6 +73,7 @@ def write_layer(
         "forms": {name: asdict(item.form) for name, item in rounded.items()},
         "methods": {name: item.method for name, item in rounded.items()},
         "errors": [asdict(error) for error in errors],
+        "threads": torch.get_num_threads(),
     }
     (folder / FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
@@ -90,4 +93,5 @@ def read_layer(folder: Path) -> Layer:
             if name.startswith("fold.")
         },
         tensors,
+        facts["threads"],
     )

@@ -52,7 +52,7 @@ def _override(values: dict[str, Any], words: Sequence[str]) -> Iterator[Problem]
         key, _, value = word.partition("=")
         if key == "source.path":
             values["source"]["path"] = str(Path(value).expanduser().resolve())
-        elif key == "threads" and value.isdecimal():
+        elif key == "threads" and value.isdecimal() and int(value) > 0:
             values["threads"] = int(value)
         else:
             yield Problem(
@@ -120,8 +120,14 @@ def differences(lock: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[st
 
 def _threads(lock: Mapping[str, Any]) -> int | None:
     """Threads on which a calibration ran: with others some codes would come out apart."""
-    threads: int | None = lock.get("facts", {}).get("quantize", {}).get("threads")
-    return threads
+    threads = _fact(lock, "quantize", "threads")
+    return threads if isinstance(threads, int) else None
+
+
+def _fact(lock: Mapping[str, Any], name: str, key: str) -> Any:
+    """One of a pass's facts; None where the lock file has none."""
+    facts = lock.get("facts", {}).get(name)
+    return facts.get(key) if isinstance(facts, Mapping) else None
 
 
 def _run_again(folder: Path, values: dict[str, Any], lock: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,14 +146,16 @@ def _run_again(folder: Path, values: dict[str, Any], lock: Mapping[str, Any]) ->
         if isinstance(values.get(slot), dict):
             values[slot]["enabled"] = False
     values["target"]["tune"] = False
+    values["evaluate"]["max_kld"] = None  # a limit for what is measured
+    settings = _fact(lock, "tune", "settings")
     scratch = Path(tempfile.mkdtemp(prefix=".reproduce-", dir=folder.parent))
     try:
         recipe = parse_recipe({**values, "output": str(scratch / "again")})
         with show_progress(sys.stderr) as progress:
             made = run_recipe(recipe, make_passes(recipe.passes), progress)
-        found, tuned = read_lock(made), lock.get("facts", {}).get("tune")
-        if tuned:
-            write_settings(made, tuned["settings"])
+        found = read_lock(made)
+        if isinstance(settings, Mapping):
+            write_settings(made, settings)
             found["files"] |= file_entries([made / CONFIG])
         return found
     finally:

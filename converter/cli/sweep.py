@@ -50,8 +50,9 @@ def main(words: Sequence[str]) -> int:
     ours, launch = _split(words)
     folder, ours = _output(ours)
     plan = plan_sweep(ours)
-    check_jobs(plan.jobs, here=f"{LAUNCHER}=submitit_slurm" not in launch)
     folder = folder or _unfinished(plan) or _new_folder(plan)
+    todo = [job for job in plan.jobs if not sweep.is_done(folder, job)]
+    check_jobs(todo, folder, here=f"{LAUNCHER}=submitit_slurm" not in launch)
     with _held(folder):
         _start(folder, plan)
         missing = [job for job in plan.jobs if not sweep.is_done(folder, job)]
@@ -99,11 +100,11 @@ def plan_sweep(words: Sequence[str]) -> SweepPlan:
     return SweepPlan(list(words), jobs)
 
 
-def check_jobs(jobs: Sequence[Job], here: bool) -> None:
-    """Find what would stop a job before the first one starts, from headers alone.
+def check_jobs(jobs: Sequence[Job], folder: Path, here: bool) -> None:
+    """Find what would stop a job of the sweep in `folder` before the first one starts.
 
-    Not `here`, where jobs run on other machines with runtimes and folders of their own, the order
-    of the passes is all that can be told. Headers are read once for jobs of one source.
+    Headers are read, once for jobs of one source. Not `here`, where jobs run on other machines with
+    runtimes and folders of their own, the order of the passes is all that can be told.
 
     Raises:
         ConvertError: lists the problems of all jobs, each once.
@@ -114,7 +115,7 @@ def check_jobs(jobs: Sequence[Job], here: bool) -> None:
     problems: list[Problem] = []
     headers: dict[str, tuple[Decoder | None, list[Problem]]] = {}
     for job in jobs:
-        recipe = parse_recipe(job.values)
+        recipe = parse_recipe(job_values(job, folder))
         try:
             passes = [item for item in make_passes(recipe.passes) if item.enabled(recipe)]
         except ConvertError as error:
@@ -158,6 +159,11 @@ def launch_jobs(folder: Path, jobs: Sequence[Job], words: Sequence[str]) -> None
         GlobalHydra.instance().clear()
 
 
+def job_values(job: Job, folder: Path) -> dict[str, Any]:
+    """The job's recipe, with its place in the sweep's folder."""
+    return {**job.values, "output": str(folder / job.label), "overwrite": True}
+
+
 def run_job(config: Any) -> str:
     """Run one job in whatever process the launcher chose; failures become rows."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -169,7 +175,7 @@ def run_job(config: Any) -> str:
     job = sweep.read_plan(folder).jobs[config.number]
     if sweep.is_done(folder, job):
         return sweep.DONE
-    values = {**job.values, "output": str(folder / job.label), "overwrite": True}
+    values = job_values(job, folder)
     print(f"{job.label}", file=sys.stderr, flush=True)
     try:
         recipe = parse_recipe(values)

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     parsed = parser.parse_args(arguments)
     output: Path = parsed.output.resolve()
     with together_with(_problems(output)):
-        recipe = compose_recipe([*parsed.overrides, "source=synthetic"])
+        recipe = compose_recipe([*parsed.overrides, "source=synthetic", "source.path=null"])
         checkpoint = open_synthetic(recipe.source, recipe.model, recipe.layout)
     with open_folder(output) as folder:
         write_checkpoint(checkpoint, folder)

@@ -52,6 +52,8 @@ _JSON_FILES = (
     "generation_config.json",
     "config.json",
 )
+_TEMPLATE = "chat_template.jinja"
+_READ = (*_JSON_FILES, _TEMPLATE, "tokenizer.model", "tokenizer.json")
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -86,8 +88,8 @@ def prepare_tokenizer(checkpoint_folder: Path, vocab_size: int) -> TokenizerFile
     Raises `ConvertError` with every problem: a missing or truncated file, a tokenizer that is not
     BPE, ids past the embedding, files that contradict each other.
     """
-    files = (path for path in sorted(checkpoint_folder.iterdir()) if path.is_file())
-    stamp = tuple((path.name, *_stamp(path)) for path in files)
+    paths = (checkpoint_folder / name for name in _READ)
+    stamp = tuple((path.name, *_stamp(path)) for path in paths if path.is_file())
     return _prepare(checkpoint_folder, vocab_size, stamp)
 
 
@@ -129,19 +131,22 @@ def _read_settings(folder: Path) -> dict[str, Any]:
             settings[name] = _read_json(path)
         except ConvertError as error:
             problems += error.problems
-    raise_if(problems)
-    template = folder / "chat_template.jinja"
+    template = folder / _TEMPLATE
     if template.is_file():
-        settings.setdefault("tokenizer_config.json", {})["chat_template"] = template.read_text(
-            "utf-8"
-        )
+        try:
+            text = template.read_text("utf-8")
+            settings.setdefault("tokenizer_config.json", {})["chat_template"] = text
+        except (OSError, ValueError) as error:
+            found = f"{template} cannot be read: {error}"
+            problems.append(Problem(found, "a text file in UTF-8", "Fetch the file again."))
+    raise_if(problems)
     return settings
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ConvertError(
             Problem(f"{path} is not JSON: {error}", "a JSON object", "Fetch the file again.")
         ) from None

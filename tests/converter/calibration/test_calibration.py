@@ -171,6 +171,8 @@ def test_threads_only_change_the_order_of_sums(
         recipe = make_recipe("quant=best", f"threads={threads}", *WORDS, bias=True)
         found.append(calibrate(recipe, decoder, Cache(tmp_path / str(threads)), nothing))
     assert [item.threads for item in found] == [1, 2]
+    again = calibrate(recipe, decoder, Cache(tmp_path / "1"), nothing)
+    assert again.threads == 1  # its layers were made before, on one thread
     for one, two in zip(*(item.errors for item in found), strict=True):
         assert one.after == pytest.approx(two.after, rel=0.05)
     first = "layers.0.qkv_proj"  # later ones are rounded against codes that differ already

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import CONVERT, TINY
@@ -18,8 +20,11 @@ from command import CONVERT, TINY
 from converter.cache import Cache
 from converter.cli import sweep
 from converter.cli.tree import Layer, Piece
+from converter.disk import Room
 from converter.errors import ConvertError
+from converter.recipe import Recipe
 from converter.sweeps import sweep as table
+from passes.package import MakePackage
 
 
 def run(words: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -48,6 +53,27 @@ def test_failing_job_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
     assert "differ from the reference" in rows[1]["error"]
     assert "2 of 3 jobs done" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_finished_sweep_is_shown_again_without_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rooms: list[Path] = []
+    room = MakePackage.disk
+
+    def noted(item: MakePackage, recipe: Recipe, decoder: Any) -> list[Room]:
+        rooms.extend(found.folder for found in room(item, recipe, decoder))
+        return list(room(item, recipe, decoder))
+
+    monkeypatch.setattr(MakePackage, "disk", noted)
+    words = [word for word in TINY if word != "source=synthetic"]
+    assert subprocess.run([*CONVERT, "synth", "checkpoint", *TINY]).returncode == 0
+    words += ["source.path=checkpoint", "quant.block_size=16,32", "output=out"]
+    assert sweep.main(words) == 0
+    assert set(rooms) == {tmp_path / "out"}
+    shutil.rmtree("checkpoint")
+    assert sweep.main(words) == 0
 
 
 @pytest.mark.parametrize(
