@@ -100,20 +100,19 @@ def head_gradient_memory(sizes: Sizes, decoder: Decoder) -> int:
 
 
 def layer_gradient_memory(sizes: Sizes) -> int:
-    """A layer's weights, with autograd's graph or with the layer that is read next.
+    """A layer's weights, as they are read or with autograd's graph.
 
     The graph of a batch and the gradients and squares at its end take about nine tensors of
     intermediate_size and thirty of hidden_size, float32.
     """
     arch = sizes.arch
     graph = sizes.batch * (9 * arch.intermediate_size + 30 * arch.hidden_size) * FLOAT
-    following = weights_memory(sizes) if arch.num_hidden_layers > 1 else 0
-    return max(reading_memory(sizes), weights_memory(sizes) + max(graph, following))
+    return max(reading_memory(sizes), weights_memory(sizes) + graph)
 
 
 def losses_memory(sizes: Sizes, recipe: Recipe) -> int:
-    """A layer, its H, and with GPTQ their factors, which stay until the next layer has its own H;
-    and one H more as that is gathered, or the last factor being made."""
+    """A layer with its H and one H more as that is gathered, beside the H of the layer before, with
+    GPTQ its factors too; or, when the layer is gone, the last of its own factors being made."""
     largest = max(sizes.inputs.values()) ** 2
     gathered = hessians_memory(sizes) + largest * FLOAT
     if not _by_gptq(recipe):
@@ -121,7 +120,8 @@ def losses_memory(sizes: Sizes, recipe: Recipe) -> int:
         return weights_memory(sizes) + gathered + before + activations_memory(sizes)
     factored = 2 * hessians_memory(sizes) + largest * (FACTOR_BYTES - 2 * FLOAT)
     before = 2 * hessians_memory(sizes) if sizes.arch.num_hidden_layers > 1 else 0
-    return weights_memory(sizes) + max(factored, gathered + before + activations_memory(sizes))
+    gathering = weights_memory(sizes) + gathered + before + activations_memory(sizes)
+    return max(factored, gathering)
 
 
 def scales_memory(sizes: Sizes) -> int:
