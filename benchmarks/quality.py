@@ -33,13 +33,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from conversion import write_twin
+from numpy.typing import NDArray
 from speed import build
 
 from converter.cache import Cache, cache_folder
@@ -49,7 +50,6 @@ from converter.model.decoder import build_decoder
 from converter.quality.folder_evaluation import folder_chunks, score
 from converter.quality.reference_file import ReferenceFile
 from converter.quality.reference_logits import stored_reference
-from converter.quality.runtime_logits import folder_logits
 from converter.quality.statistics import TokenValues, summarize
 from converter.quality.texts import EvaluationChunks
 from converter.sources.local import open_local
@@ -234,7 +234,7 @@ def measure_builder(_: str, arguments: argparse.Namespace) -> dict[str, Any]:
     build(work / "llama", output)
     seconds = time.perf_counter() - start
     chunks, reference = stored_chunks(arguments)
-    logits = folder_logits(output, chunks.input_ids, chunks.scored)
+    logits = builder_logits(output, chunks)
     weights = ir.load(output / "model.onnx").graph.initializers.values()
     size = sum(
         value.const_value.nbytes
@@ -243,6 +243,21 @@ def measure_builder(_: str, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     facts = kept_facts(score(logits, chunks, reference))
     return {"size": size, **facts, "seconds": seconds}
+
+
+def builder_logits(folder: Path, chunks: EvaluationChunks) -> Iterator[NDArray[np.float32]]:
+    """Logits of each chunk's scored tokens; the graph does not say how long a cached key is."""
+    import onnxruntime
+
+    config = json.loads((folder / "genai_config.json").read_text())
+    head_size = config["model"]["decoder"]["head_size"]
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    for row in chunks.input_ids:
+        feeds = {"input_ids": row[None], "attention_mask": np.ones((1, len(row)), np.int64)}
+        for item in session.get_inputs():
+            if item.name not in feeds:
+                feeds[item.name] = np.zeros((1, item.shape[1], 0, head_size), np.float32)
+        yield session.run(["logits"], feeds)[0][0, chunks.scored]
 
 
 def kept_facts(values: TokenValues) -> dict[str, float]:
