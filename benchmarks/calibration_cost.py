@@ -27,6 +27,15 @@ from typing import Any
 VOCABULARY = 2048
 
 
+SMALL = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""A model whose calibration compiles the loops, which an installation does once."""
+
+
 def measure(size: str, quant: str, tokens: int) -> dict[str, Any]:
     """Calibrate one layer in this process: seconds by step, peak memory in bytes."""
     from converter.cache import Cache
@@ -41,6 +50,7 @@ def measure(size: str, quant: str, tokens: int) -> dict[str, Any]:
     published = dict(config)
     config |= {"num_hidden_layers": 1, "vocab_size": VOCABULARY}
     recipe = parse_recipe(values)
+    small = {**values, "model": {**values["model"], "config": {**config, **SMALL}}}
     marks: list[tuple[float, str]] = []
     start = time.perf_counter()
 
@@ -48,6 +58,9 @@ def measure(size: str, quant: str, tokens: int) -> dict[str, Any]:
         marks.append((time.perf_counter() - start, detail.split(":")[0]))
 
     with tempfile.TemporaryDirectory() as name:
+        compiling = parse_recipe(small)
+        compiled = stored_decoder(compiling, Path(name, "small"))
+        calibrate(compiling, compiled, Cache(Path(name, "small")), lambda *_: None)
         decoder = stored_decoder(recipe, Path(name))
         start = time.perf_counter()
         calibrate(recipe, decoder, Cache(Path(name) / "cache"), advance)
@@ -65,7 +78,7 @@ def stored_decoder(recipe: Any, folder: Path) -> Any:
     from converter.staging import Staging
 
     path = folder / "checkpoint"
-    path.mkdir()
+    path.mkdir(parents=True)
     write_checkpoint(open_synthetic(recipe.source, recipe.model, recipe.layout), path)
     # Without its folder the checkpoint has no tokenizer, and calibration takes random tokens.
     checkpoint = dataclasses.replace(open_local(path), folder=None)
