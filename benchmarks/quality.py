@@ -298,12 +298,14 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Size against divergence, one line a scheme."""
+    """Size against divergence, the schemes apart; without `fast`, whose embedding is in float."""
     from matplotlib.figure import Figure
 
     groups: dict[str, list[tuple[float, float]]] = {}
     for name, found in results.items():
         scheme, *rest = name.split(", ")
+        if rest[:1] and rest[0].startswith("all in blocks"):
+            continue
         label = "best, to a size" if rest[:1] and rest[0].startswith("at most") else scheme
         label = f"llama.cpp {label.removeprefix('llama.cpp ')}" if "llama" in scheme else label
         groups.setdefault(label, []).append((found["size"] / 1e6, found["mean_kld"]))
