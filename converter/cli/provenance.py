@@ -145,8 +145,8 @@ def _run_again(folder: Path, values: dict[str, Any], lock: Mapping[str, Any]) ->
     for slot in ("verify", "evaluate", "benchmark"):
         if isinstance(values.get(slot), dict):
             values[slot]["enabled"] = False
+            values[slot].pop("max_kld", None)  # a limit for what is measured
     values["target"]["tune"] = False
-    values["evaluate"]["max_kld"] = None  # a limit for what is measured
     settings = _fact(lock, "tune", "settings")
     scratch = Path(tempfile.mkdtemp(prefix=".reproduce-", dir=folder.parent))
     try:

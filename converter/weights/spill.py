@@ -15,7 +15,7 @@ from converter.weights.weight import tensor_bytes, write_at
 
 
 class Spill:
-    """`count` tensors of one shape and dtype in a file without a name, or in `path`."""
+    """`count` tensors of one shape and dtype, in a file of `folder` that has no name."""
 
     def __init__(
         self,
