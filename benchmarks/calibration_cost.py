@@ -38,10 +38,10 @@ SMALL = {
 
 def measure(size: str, quant: str, tokens: int) -> dict[str, Any]:
     """Calibrate one layer in this process: seconds by step, peak memory in bytes."""
-    from converter.cache import Cache
     from converter.calibration.calibrate import calibrate
     from converter.cli.compose import compose_values
-    from converter.schema import parse_recipe
+    from converter.recipe.validation import parse_recipe
+    from converter.storage.cache import Cache
 
     words = [f"recipe=internlm2_{size}_cpu_int4", f"quant={quant}", "source=synthetic"]
     words += [f"calibration.tokens={tokens}", "quant.lm_head.bits=16", "quant.embedding.bits=16"]
@@ -71,11 +71,11 @@ def measure(size: str, quant: str, tokens: int) -> dict[str, Any]:
 
 def stored_decoder(recipe: Any, folder: Path) -> Any:
     """The recipe's random weights, read from a checkpoint on the disk as real ones are."""
-    from converter.engine import Run
-    from converter.pass_registry import make_passes
+    from converter.engine.engine import Run
+    from converter.engine.registry import make_passes
+    from converter.output.staging import Staging
     from converter.sources.local import open_local
     from converter.sources.synthetic import open_synthetic, write_checkpoint
-    from converter.staging import Staging
 
     path = folder / "checkpoint"
     path.mkdir(parents=True)

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from converter.cli.compose import compose_recipe
-from converter.hashing import hash_file
 from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import build_decoder
 from converter.model.reference import llama_config
 from converter.sources.local import open_local
 from converter.sources.synthetic import open_synthetic, write_checkpoint
+from converter.storage.hashing import hash_file
 
 OPTIONS = {
     "int4, block 32": ["quant=rtn"],

@@ -40,8 +40,8 @@ RECIPES = ("internlm2_1_8b_cpu_int4", "internlm2_7b_cpu_int4", "internlm2_20b_cp
 PLAN = """
 import sys
 from converter.cli.compose import compose_recipe
-from converter.pass_registry import make_passes
-from converter.plan import make_plan
+from converter.engine.registry import make_passes
+from converter.engine.plan import make_plan
 recipe = compose_recipe(sys.argv[1:])
 plan = make_plan(recipe, make_passes(recipe.passes))
 assert not plan.problems, plan.problems

@@ -43,18 +43,18 @@ from conversion import write_twin
 from numpy.typing import NDArray
 from speed import build
 
-from converter.cache import Cache, cache_folder
 from converter.cli.compose import compose_recipe
+from converter.evaluation.folder_evaluation import folder_chunks, score
+from converter.evaluation.reference_file import ReferenceFile
+from converter.evaluation.reference_logits import stored_reference
+from converter.evaluation.statistics import TokenValues, summarize
+from converter.machine.cores import physical_cores
 from converter.model.architecture import read_architecture
 from converter.model.decoder import build_decoder
-from converter.quality.folder_evaluation import folder_chunks, score
-from converter.quality.reference_file import ReferenceFile
-from converter.quality.reference_logits import stored_reference
-from converter.quality.statistics import TokenValues, summarize
-from converter.quality.texts import EvaluationChunks
 from converter.sources.local import open_local
 from converter.speed.benchmarking import Spread, run_once
-from converter.speed.cores import physical_cores
+from converter.storage.cache import Cache, cache_folder
+from converter.text.texts import EvaluationChunks
 
 HERE = Path(__file__).parent
 CONVERT = [sys.executable, "-m", "converter.cli.main"]
@@ -261,7 +261,7 @@ def builder_logits(folder: Path, chunks: EvaluationChunks) -> Iterator[NDArray[n
 
 
 def kept_facts(values: TokenValues) -> dict[str, float]:
-    """The figures of a row, as `converter.quality.folder_evaluation.Evaluation.facts` has them."""
+    """The figures of a row, as `Evaluation.facts` (folder_evaluation) has them."""
     result = summarize(values)
     figures = (
         *(result.kld.value, result.kld.error, result.kld_percentiles["99%"]),

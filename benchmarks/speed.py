@@ -23,6 +23,7 @@ from typing import Any
 
 from conversion import write_inputs
 
+from converter.machine.cores import physical_cores
 from converter.speed.benchmarking import (
     Measured,
     Report,
@@ -32,7 +33,6 @@ from converter.speed.benchmarking import (
     summarise,
     table,
 )
-from converter.speed.cores import physical_cores
 from converter.speed.tuning import THREADS, write_settings
 
 HERE = Path(__file__).parent

@@ -25,8 +25,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from converter.cache import Cache
 from converter.cli.sweep import plan_sweep
+from converter.storage.cache import Cache
 from converter.sweeps.sweep import Job, read_rows
 
 CONVERT = [sys.executable, "-m", "converter.cli.main"]

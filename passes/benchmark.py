@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from converter.artifacts import Package
-from converter.engine import Pass, Run
+from converter.engine.artifacts import Package
+from converter.engine.engine import Pass, Run
 from converter.errors import Problem
 from converter.model.decoder import Decoder
-from converter.recipe import Recipe
-from converter.runtime import missing_runtime
+from converter.recipe.schema import Recipe
+from converter.runtime.session import missing_runtime
 from converter.speed.benchmarking import Report, bench
 
 AVAILABLE = {

@@ -10,29 +10,29 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.artifacts import Graph, Package
-from converter.cache import FOLDER_VARIABLE, Cache, cache_folder
-from converter.disk import Room
-from converter.engine import Pass, Run
+from converter.engine.artifacts import Graph, Package
+from converter.engine.engine import Pass, Run
 from converter.errors import ConvertError, Problem
-from converter.folder.model_writer import data_size, model_weights, place_tensors
-from converter.model.checkpoint import TOKENIZERS
-from converter.model.decoder import Decoder
-from converter.quality.charts import LinearError, layer_errors
-from converter.quality.folder_evaluation import (
+from converter.evaluation.charts import LinearError, layer_errors
+from converter.evaluation.folder_evaluation import (
     evaluate_folder,
     folder_chunks,
     text_chunks,
     write_report,
 )
-from converter.quality.folder_tokenizer import source_tokenizer
-from converter.quality.memory import evaluation_memory
-from converter.quality.reference_logits import reference_disk, stored_reference
-from converter.quality.statistics import Estimate
-from converter.quality.texts import load_text
-from converter.recipe import Recipe
-from converter.runtime import ONNXRUNTIME, missing_runtime
-from converter.staging import replacing
+from converter.evaluation.memory import evaluation_memory
+from converter.evaluation.reference_logits import reference_disk, stored_reference
+from converter.evaluation.statistics import Estimate
+from converter.machine.disk import Room
+from converter.model.checkpoint import TOKENIZERS
+from converter.model.decoder import Decoder
+from converter.output.model_writer import data_size, model_weights, place_tensors
+from converter.output.staging import replacing
+from converter.recipe.schema import Recipe
+from converter.runtime.session import ONNXRUNTIME, missing_runtime
+from converter.storage.cache import FOLDER_VARIABLE, Cache, cache_folder
+from converter.text.folder_tokenizer import source_tokenizer
+from converter.text.texts import load_text
 
 
 class Evaluate(Pass[Package, Package]):

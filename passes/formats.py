@@ -16,20 +16,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, cast
 
-from converter.artifacts import Graph
-from converter.disk import Room
-from converter.engine import Pass, Run
+from converter.engine.artifacts import Graph
+from converter.engine.engine import Pass, Run
+from converter.engine.memory import writing_memory
 from converter.errors import Problem
-from converter.folder.genai_config import TokenIds, genai_config
-from converter.folder.model_writer import model_weights, write_model
-from converter.memory import writing_memory
+from converter.machine.disk import Room
 from converter.model.decoder import Decoder
-from converter.output import output_folder
+from converter.output.genai_config import TokenIds, genai_config
+from converter.output.model_writer import model_weights, write_model
+from converter.output.place import output_folder
+from converter.output.staging import Staging
 from converter.quantization.formats import indivisible, quantized_bytes
-from converter.recipe import QuantConfig, Recipe
+from converter.recipe.schema import QuantConfig, Recipe
 from converter.speed.benchmarking import CONFIG
 from converter.speed.tuning import ANSWER, Trial, fastest, race
-from converter.staging import Staging
 from passes.graph import BuildGraph
 from passes.quantize import quantized_graph
 

@@ -15,13 +15,13 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tape import Tape
 
-from converter.artifacts import FLOAT_TYPES, IR_DTYPES, MATRIX, Graph, WeightTensor
-from converter.engine import Pass, Run
+from converter.engine.artifacts import FLOAT_TYPES, IR_DTYPES, MATRIX, Graph, WeightTensor
+from converter.engine.engine import Pass, Run
 from converter.errors import Problem
-from converter.folder.cpu_model import LAST_TOKEN
-from converter.folder.kernels import kernels, missing_kernels
+from converter.graph.cpu_model import LAST_TOKEN
+from converter.graph.kernels import kernels, missing_kernels
 from converter.model.decoder import BIAS, Decoder
-from converter.recipe import Recipe, TargetConfig
+from converter.recipe.schema import Recipe, TargetConfig
 from converter.weights.weight import TensorWeight, Weight, concatenate_rows
 
 OPSETS = {"": 21, "com.microsoft": 1}
@@ -71,7 +71,7 @@ def kernel_problems(model: ir.Model, target: TargetConfig) -> Iterator[Problem]:
     for op in missing_kernels(model, provider, float_type):
         yield Problem(
             f"The graph holds {op} in {float_type}, which has no kernel on {provider}.",
-            "operators that the execution provider runs (converter/folder/kernels.py)",
+            "operators that the execution provider runs (converter/graph/kernels.py)",
             "report this, with the recipe",
         )
 

@@ -13,16 +13,16 @@ from collections.abc import Iterable, Sequence
 import onnx_ir as ir
 import torch
 
-from converter.artifacts import Graph
 from converter.calibration.tokens import calibration_tokens
-from converter.engine import Pass, Run
+from converter.engine.artifacts import Graph
+from converter.engine.engine import Pass, Run
+from converter.engine.memory import RUNTIME_BYTES, reference_memory
 from converter.errors import ConvertError, Problem
-from converter.memory import RUNTIME_BYTES, reference_memory
 from converter.model.cache_ranges import CacheRanges, cache_ranges
 from converter.model.decoder import Decoder
 from converter.model.reference import Reference
-from converter.quality.texts import load_text
-from converter.recipe import Recipe
+from converter.recipe.schema import Recipe
+from converter.text.texts import load_text
 
 K_SCALE = 12
 """Place of `k_scale` among GroupQueryAttention's inputs; `v_scale` follows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from converter.engine import Pass, Run
+from converter.engine.engine import Pass, Run
 from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import Decoder, build_decoder

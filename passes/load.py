@@ -7,12 +7,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from converter.engine import Pass, Run
+from converter.engine.engine import Pass, Run
 from converter.errors import ConvertError, Problem
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import Decoder
 from converter.progress import format_bytes
-from converter.recipe import Recipe
+from converter.recipe.schema import Recipe
 from converter.sources.hub import open_hub, preview_hub
 from converter.sources.local import open_local
 from converter.sources.synthetic import open_synthetic

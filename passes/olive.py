@@ -20,11 +20,10 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from converter.artifacts import Package
-from converter.engine import Pass, Run
+from converter.engine.artifacts import Package
+from converter.engine.engine import Pass, Run
 from converter.errors import ConvertError, Problem, raise_if
-from converter.folder.cpu_model import full_logits_model
-from converter.folder.model_writer import DATA_FILE, MODEL_FILE
+from converter.graph.cpu_model import full_logits_model
 from converter.model.decoder import Decoder
 from converter.olive.config import PlannedPass, plan_problems, planned_passes
 from converter.olive.process import (
@@ -34,10 +33,11 @@ from converter.olive.process import (
     olive_version,
     run_passes,
 )
+from converter.output.model_writer import DATA_FILE, MODEL_FILE
 from converter.progress import format_bytes
-from converter.quality.texts import BUILTIN, evaluation_chunks, load_text
-from converter.recipe import Recipe
-from converter.runtime import missing_runtime
+from converter.recipe.schema import Recipe
+from converter.runtime.session import missing_runtime
+from converter.text.texts import BUILTIN, evaluation_chunks, load_text
 from passes.verify import cpu_copy, generate, prompt_tokens
 
 CONFIG_FILE = "genai_config.json"

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from converter import __version__
-from converter.artifacts import Graph, Package
-from converter.disk import RESULT, Room
-from converter.engine import Pass, Run
+from converter.engine.artifacts import Graph, Package
+from converter.engine.engine import Pass, Run
+from converter.engine.memory import writing_memory
 from converter.errors import ConvertError, Problem
-from converter.folder.genai_config import TokenIds, genai_config
-from converter.folder.model_writer import model_weights, write_model
-from converter.hashing import file_entries
-from converter.memory import writing_memory
+from converter.machine.disk import RESULT, Room
 from converter.model.decoder import Decoder
-from converter.output import output_folder
+from converter.output.genai_config import TokenIds, genai_config
+from converter.output.model_writer import model_weights, write_model
+from converter.output.place import output_folder
+from converter.output.staging import RECIPE_FILE
 from converter.progress import format_bytes
-from converter.recipe import Recipe
-from converter.staging import RECIPE_FILE
+from converter.recipe.schema import Recipe
+from converter.storage.hashing import file_entries
 from converter.tokenizer import TokenizerFiles, prepare_tokenizer
 
 VERSIONED = ("numpy", "onnx-ir", "onnxruntime-genai", "sentencepiece", "tokenizers", "torch")

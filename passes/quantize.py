@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 import torch
 
-from converter.artifacts import FLOAT_TYPES, MATRIX, Graph, WeightTensor
-from converter.cache import FOLDER_VARIABLE, Cache, cache_folder
-from converter.disk import Room
-from converter.engine import Pass, Run
+from converter.engine.artifacts import FLOAT_TYPES, MATRIX, Graph, WeightTensor
+from converter.engine.engine import Pass, Run
 from converter.errors import ConvertError, Problem
+from converter.machine.disk import Room
 from converter.model.checkpoint import TOKENIZERS
 from converter.model.decoder import BIAS, EMBEDDING, HEAD, Decoder
-from converter.quality.texts import load_text
 from converter.quantization.formats import (
     budget_problems,
     indivisible,
@@ -27,9 +25,11 @@ from converter.quantization.formats import (
     matrix_parts,
     tied_format,
 )
+from converter.quantization.quantized_matrix import QuantizedMatrix, Rounding
 from converter.quantization.rtn import BlockFormat
-from converter.recipe import Recipe
-from converter.weights.quantized import QuantizedMatrix, Rounding
+from converter.recipe.schema import Recipe
+from converter.storage.cache import FOLDER_VARIABLE, Cache, cache_folder
+from converter.text.texts import load_text
 from converter.weights.weight import CastWeight, Weight, concatenate_rows
 from passes.graph import kernel_problems
 

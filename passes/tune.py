@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from converter.artifacts import Package
-from converter.engine import Pass, Run
+from converter.engine.artifacts import Package
+from converter.engine.engine import Pass, Run
 from converter.errors import Problem
 from converter.model.decoder import Decoder
-from converter.recipe import Recipe
-from converter.runtime import missing_runtime
+from converter.recipe.schema import Recipe
+from converter.runtime.session import missing_runtime
 from converter.speed.tuning import Tuned, tune, write_settings
 
 

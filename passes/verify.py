@@ -17,23 +17,23 @@ import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 import torch
 
-from converter.artifacts import Graph, Package
-from converter.engine import Pass, Run
+from converter.engine.artifacts import Graph, Package
+from converter.engine.engine import Pass, Run
+from converter.engine.memory import RUNTIME_BYTES, reference_memory, session_memory
 from converter.errors import ConvertError, Problem
-from converter.folder.cpu_model import widen
-from converter.folder.model_writer import (
+from converter.evaluation.runtime_logits import model_inputs
+from converter.graph.cpu_model import widen
+from converter.model.decoder import Decoder
+from converter.model.reference import Reference
+from converter.output.model_writer import (
     DATA_FILE,
     MODEL_FILE,
     data_size,
     model_weights,
     place_tensors,
 )
-from converter.memory import RUNTIME_BYTES, reference_memory, session_memory
-from converter.model.decoder import Decoder
-from converter.model.reference import Reference
-from converter.quality.runtime_logits import model_inputs
-from converter.recipe import Recipe
-from converter.runtime import missing_runtime
+from converter.recipe.schema import Recipe
+from converter.runtime.session import missing_runtime
 
 CUT_MODEL = "first_layers.onnx"
 

@@ -56,7 +56,7 @@ def shared_data() -> Path:
 def make_recipe() -> Callable[..., Any]:
     """A recipe with tiny synthetic weights: `make_recipe("quant=rtn", num_hidden_layers=1)`."""
     from converter.cli.compose import compose_values
-    from converter.schema import parse_recipe
+    from converter.recipe.validation import parse_recipe
 
     def make(*words: str, **config: Any) -> Any:
         base = ["recipe=internlm2_1_8b_cpu_fp32", "source=synthetic", "source.dtype=float32"]
@@ -71,9 +71,9 @@ def make_recipe() -> Callable[..., Any]:
 @pytest.fixture
 def build(make_recipe: Callable[..., Any]) -> Callable[..., Any]:
     """Run the passes up to `until` on a tiny recipe and give the last artifact."""
-    from converter.engine import Run
-    from converter.pass_registry import make_passes
-    from converter.staging import Staging
+    from converter.engine.engine import Run
+    from converter.engine.registry import make_passes
+    from converter.output.staging import Staging
 
     def run(*words: str, until: str = "graph", **config: Any) -> Any:
         recipe = make_recipe(*words, **config)

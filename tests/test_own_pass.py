@@ -109,7 +109,7 @@ def test_the_order_is_checked(environment: Environment, tmp_path: Path) -> None:
 
 def test_it_is_described_without_being_imported(environment: Environment) -> None:
     code = (
-        "import sys; from converter.pass_registry import describe_passes;"
+        "import sys; from converter.engine.registry import describe_passes;"
         "d = {item.name: item for item in describe_passes()}['card'];"
         "print(d.package, d.takes, d.gives, d.slot, d.purpose, *d.guarantees, sep='|');"
         "print([name for name in ('torch', 'convert_card.card') if name in sys.modules])"

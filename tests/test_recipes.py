@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from converter.cli.compose import compose_recipe, group_choices, recipes_folder
-from converter.engine import order_problems
+from converter.engine.engine import order_problems
+from converter.engine.registry import make_passes
 from converter.model.architecture import read_architecture
-from converter.pass_registry import make_passes
 
 NAMES = group_choices("recipe")
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from converter.artifacts import FLOAT_TYPES
-from converter.cache import Cache
 from converter.calibration.fisher import Fisher, read_fisher, write_fisher
 from converter.calibration.folds import apply_folds
 from converter.calibration.rounding import Scheme
@@ -20,10 +18,11 @@ from converter.calibration.statistics import FloatStatistics
 from converter.calibration.store import Layer
 from converter.calibration.tokens import CalibrationTokens, calibration_tokens
 from converter.calibration.walk import Walk
+from converter.engine.artifacts import FLOAT_TYPES
+from converter.evaluation.charts import LinearError
 from converter.model.decoder import HEAD, Decoder
 from converter.model.reference import Reference
 from converter.progress import Advance
-from converter.quality.charts import LinearError
 from converter.quantization.formats import (
     Matrix,
     choose_mixed,
@@ -31,9 +30,10 @@ from converter.quantization.formats import (
     matrix_format,
     tied_format,
 )
+from converter.quantization.quantized_matrix import QuantizedMatrix, Rounding
 from converter.quantization.rtn import BlockFormat
-from converter.recipe import CalibrationConfig, Recipe
-from converter.weights.quantized import QuantizedMatrix, Rounding
+from converter.recipe.schema import CalibrationConfig, Recipe
+from converter.storage.cache import Cache
 from converter.weights.weight import Weight
 
 CODE_VERSION = 9

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from converter.cache import Cache, Entry
 from converter.calibration.sizes import Sizes, calibration_sizes
 from converter.model.decoder import Decoder
 from converter.quantization.formats import (
@@ -16,7 +15,8 @@ from converter.quantization.formats import (
     matrix_format,
 )
 from converter.quantization.rtn import BlockFormat
-from converter.recipe import Recipe
+from converter.recipe.schema import Recipe
+from converter.storage.cache import Cache, Entry
 
 FLOAT = 4
 """Bytes of a float32: hidden states, gradients, H and the scales of spilled layers."""

@@ -22,7 +22,7 @@ from converter.errors import ConvertError
 from converter.model.decoder import HEAD
 from converter.model.reference import Reference
 from converter.progress import Advance
-from converter.weights.quantized import not_finite
+from converter.quantization.quantized_matrix import not_finite
 from converter.weights.safetensors_file import open_safetensors, write_safetensors
 from converter.weights.spill import Spill
 from converter.weights.weight import TensorWeight

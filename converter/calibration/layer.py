@@ -16,7 +16,7 @@ from torch.nn.functional import linear, rms_norm
 from converter.errors import ConvertError, Problem
 from converter.model.decoder import BIAS
 from converter.model.reference import Reference
-from converter.weights.quantized import not_finite
+from converter.quantization.quantized_matrix import not_finite
 from converter.weights.weight import Weight
 
 STAGES = {

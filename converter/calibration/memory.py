@@ -16,7 +16,7 @@ from converter.calibration.rounding import TILE_ROWS, TILE_VALUES
 from converter.calibration.sizes import Sizes, calibration_sizes
 from converter.model.decoder import HEAD, Decoder
 from converter.quantization.formats import Matrix, graph_matrices, matrix_format
-from converter.recipe import Recipe
+from converter.recipe.schema import Recipe
 
 FLOAT = 4
 """Bytes of a float32."""

@@ -10,11 +10,11 @@ from converter.calibration.inputs import Inputs, restored
 from converter.calibration.parallel import on_cores
 from converter.errors import ConvertError
 from converter.quantization.gptq import gptq_round
+from converter.quantization.quantized_matrix import not_finite
 from converter.quantization.refine import refine
 from converter.quantization.rtn import BlockFormat, Codes, quantize_rtn
 from converter.quantization.search import concatenate, search_blocks
-from converter.recipe import QuantConfig
-from converter.weights.quantized import not_finite
+from converter.recipe.schema import QuantConfig
 from converter.weights.weight import Weight
 
 TILE_VALUES, TILE_ROWS = 1 << 22, 1024

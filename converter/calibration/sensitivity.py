@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-from converter.cache import Cache
 from converter.calibration.fisher import Fisher
 from converter.calibration.inputs import Inputs, restored, weighted
 from converter.calibration.layer import STAGES, LayerStages
@@ -31,6 +30,7 @@ from converter.model.reference import Reference
 from converter.progress import Advance
 from converter.quantization.formats import CANDIDATES, Matrix, candidate_formats
 from converter.quantization.rtn import BlockFormat
+from converter.storage.cache import Cache
 from converter.weights.spill import Spill
 from converter.weights.weight import concatenate_rows
 

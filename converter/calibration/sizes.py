@@ -11,7 +11,7 @@ from converter.calibration.layer import STAGES
 from converter.calibration.tokens import held_back, sequence_batches
 from converter.model.architecture import Architecture
 from converter.model.decoder import Decoder
-from converter.recipe import Recipe
+from converter.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)

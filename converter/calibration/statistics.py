@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from converter.cache import Cache
 from converter.calibration.inputs import Inputs
 from converter.calibration.layer import STAGES, LayerStages, check_weights
 from converter.calibration.tokens import CalibrationTokens
 from converter.model.decoder import HEAD
 from converter.model.reference import Reference
 from converter.progress import Advance
+from converter.storage.cache import Cache
 from converter.weights.safetensors_file import open_safetensors, write_safetensors
 from converter.weights.spill import Spill
 from converter.weights.weight import TensorWeight

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from converter.calibration.rounding import Rounded
-from converter.quality.charts import LinearError
+from converter.evaluation.charts import LinearError
+from converter.quantization.quantized_matrix import Rounding
 from converter.quantization.rtn import BlockFormat, Codes, pack, unpack
-from converter.weights.quantized import Rounding
 from converter.weights.safetensors_file import open_safetensors, write_safetensors
 from converter.weights.weight import TensorWeight, Weight
 

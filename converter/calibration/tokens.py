@@ -11,9 +11,9 @@ import torch
 
 from converter.model.decoder import Decoder
 from converter.model.reference import Reference
-from converter.quality.folder_tokenizer import FolderTokenizer, source_tokenizer
-from converter.quality.texts import calibration_chunks, load_text
-from converter.recipe import CalibrationConfig
+from converter.recipe.schema import CalibrationConfig
+from converter.text.folder_tokenizer import FolderTokenizer, source_tokenizer
+from converter.text.texts import calibration_chunks, load_text
 from converter.weights.spill import Spill
 
 BATCH_VALUES = 1 << 22

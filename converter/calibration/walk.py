@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from converter.cache import Cache, key_hash
 from converter.calibration.fisher import Fisher
 from converter.calibration.folds import apply_folds, folds_of, input_scales
 from converter.calibration.inputs import Inputs, restored
@@ -33,13 +32,14 @@ from converter.calibration.smooth import find_folds
 from converter.calibration.statistics import FloatStatistics
 from converter.calibration.store import HIDDEN, Layer, read_layer, write_layer
 from converter.calibration.tokens import CalibrationTokens
+from converter.evaluation.charts import LinearError
 from converter.model.decoder import EMBEDDING, HEAD
 from converter.model.reference import Reference
 from converter.progress import Advance
-from converter.quality.charts import LinearError
 from converter.quantization.formats import Matrix
+from converter.quantization.quantized_matrix import QuantizedMatrix
 from converter.quantization.rtn import BlockFormat
-from converter.weights.quantized import QuantizedMatrix
+from converter.storage.cache import Cache, key_hash
 from converter.weights.spill import Spill
 from converter.weights.weight import Weight, concatenate_rows
 

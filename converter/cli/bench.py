@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from converter.errors import raise_if
+from converter.output.writable import PICTURES, file_problems
 from converter.progress import show_progress
-from converter.result_files import PICTURES, file_problems
 from converter.speed.benchmarking import Report, bench, draw, folder_problems, table
 
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _write(report: Report, figures: Path | None, picture: Path | None) -> None:
-    from converter.staging import replacing
+    from converter.output.staging import replacing
 
     if figures:
         with replacing(figures.resolve()) as path:

@@ -6,8 +6,8 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from converter.cache import Cache, cache_folder
 from converter.progress import format_bytes
+from converter.storage.cache import Cache, cache_folder
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from converter.chat import ChatOptions, run_chat
 from converter.errors import Problem, together_with
-from converter.runtime import LARGEST_SEED, number_problems, read_configs
+from converter.runtime.chat import ChatOptions, run_chat
+from converter.runtime.session import LARGEST_SEED, number_problems, read_configs
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -36,8 +36,8 @@ def check_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> None:
     Raises:
         ConvertError: lists the problems of all recipes, each with its recipe's name.
     """
-    from converter.engine import order_problems
-    from converter.pass_registry import make_passes
+    from converter.engine.engine import order_problems
+    from converter.engine.registry import make_passes
 
     problems: list[Problem] = []
     for name in names:

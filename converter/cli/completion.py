@@ -14,7 +14,7 @@ from typing import Any
 
 from converter.cli.tree import RECIPE, SWEEP, choices, folders
 from converter.errors import ConvertError, Problem
-from converter.own_slots import recipe_schema
+from converter.recipe.guest_slots import recipe_schema
 
 NAMED = ("show", "check", "diff")
 """Verbs whose words are recipes' names."""

@@ -27,8 +27,8 @@ from converter.cli.tree import (
     unknown_choice,
 )
 from converter.errors import ConvertError, Problem, raise_if
-from converter.recipe import Recipe
-from converter.schema import (
+from converter.recipe.schema import Recipe
+from converter.recipe.validation import (
     concerns,
     default_values,
     is_known_path,
@@ -38,7 +38,7 @@ from converter.schema import (
     parse_recipe,
     schema_paths,
 )
-from converter.schema import unknown_key_problem as unknown_key
+from converter.recipe.validation import unknown_key_problem as unknown_key
 
 
 def group_choices(group: str) -> list[str]:

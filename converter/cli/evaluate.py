@@ -14,16 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.cache import Cache, cache_folder
-from converter.engine import check
+from converter.engine.engine import check
+from converter.engine.registry import make_passes
 from converter.errors import ConvertError, Problem, raise_if, together_with
-from converter.finished import read_lock, read_recipe
-from converter.model.checkpoint import Checkpoint
-from converter.model.decoder import Decoder
-from converter.pass_registry import make_passes
-from converter.progress import Progress, format_bytes, show_progress
-from converter.quality.charts import Panel, compare_folders
-from converter.quality.folder_evaluation import (
+from converter.evaluation.charts import Panel, compare_folders
+from converter.evaluation.folder_evaluation import (
     REPORT,
     REPORT_FILE,
     Evaluation,
@@ -32,11 +27,16 @@ from converter.quality.folder_evaluation import (
     write_json,
     write_report,
 )
-from converter.quality.reference_logits import stored_reference
-from converter.recipe import EvaluateConfig, Recipe
-from converter.result_files import PICTURES, file_problems
-from converter.schema import parse_recipe
-from converter.staging import LOCK, replacing
+from converter.evaluation.reference_logits import stored_reference
+from converter.model.checkpoint import Checkpoint
+from converter.model.decoder import Decoder
+from converter.output.published import read_lock, read_recipe
+from converter.output.staging import LOCK, replacing
+from converter.output.writable import PICTURES, file_problems
+from converter.progress import Progress, format_bytes, show_progress
+from converter.recipe.schema import EvaluateConfig, Recipe
+from converter.recipe.validation import parse_recipe
+from converter.storage.cache import Cache, cache_folder
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
@@ -169,7 +169,7 @@ def _open(label: str, source: str | None, cache: Cache) -> Opened:
 def evaluate(
     opened: Opened, config: EvaluateConfig, cache: Cache, progress: Progress
 ) -> Evaluation:
-    """Evaluate one folder and write its report; see `converter.quality.folder_evaluation`."""
+    """Evaluate one folder and write its report; see `converter.evaluation.folder_evaluation`."""
     progress.start(opened.label)
     chunks = folder_chunks(opened.folder, config)
     layout, advance = opened.recipe.layout, progress.advance

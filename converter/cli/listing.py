@@ -103,7 +103,7 @@ def _print_recipes(words: Sequence[str]) -> None:
 
 
 def _passes() -> list[str]:
-    from converter.pass_registry import BUILT_IN, pass_names
+    from converter.engine.registry import BUILT_IN, pass_names
 
     return [f"{name:<12}{BUILT_IN.get(name, 'installed package')}" for name in pass_names()]
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from converter.errors import Problem
-    from converter.recipe import Recipe
+    from converter.recipe.schema import Recipe
 
 VERBS = {
     "list": ("converter.cli.listing", "recipes, one line each; words filter; `list passes`"),
@@ -133,12 +133,12 @@ def run(words: Sequence[str]) -> int:
     from converter.cli.compose import compose_recipe
 
     recipe = compose_recipe(words)
-    from converter.hashing import hashing_ahead
+    from converter.storage.hashing import hashing_ahead
 
     with hashing_ahead(_local_weights(recipe)):
         with _imports():
-            from converter.engine import run_recipe
-            from converter.pass_registry import make_passes
+            from converter.engine.engine import run_recipe
+            from converter.engine.registry import make_passes
             from converter.progress import show_progress
 
             passes = make_passes(recipe.passes)
@@ -211,7 +211,7 @@ def _say(problems: Sequence[Problem]) -> None:
 def _file_problem(error: OSError) -> Problem | None:
     """What a file, or the output of the command itself, could not take or give."""
     from converter.errors import Problem
-    from converter.staging import WRITE_ERRORS
+    from converter.output.staging import WRITE_ERRORS
 
     places = [str(name) for name in (error.filename, error.filename2) if name is not None]
     reason = "; ".join([error.strerror or str(error), *getattr(error, "__notes__", ())])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from converter.cli.tree import RECIPE, Tree, built_in
 from converter.errors import ConvertError, Problem, raise_if
-from converter.schema import nearest_names
+from converter.recipe.validation import nearest_names
 from converter.teams.trust import name_problems
 
 TEMPLATE = """# @package _global_

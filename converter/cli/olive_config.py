@@ -10,10 +10,10 @@ from pathlib import Path
 
 from converter.cli.compose import compose_recipe
 from converter.errors import together_with
-from converter.folder.model_writer import DATA_FILE, MODEL_FILE
 from converter.olive.config import Workflow, workflow_of
-from converter.result_files import file_problems
-from converter.staging import LOCK, RECIPE_FILE
+from converter.output.model_writer import DATA_FILE, MODEL_FILE
+from converter.output.staging import LOCK, RECIPE_FILE
+from converter.output.writable import file_problems
 
 ALONG = ("genai_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
 """Files that go with the model when the input folder does not exist yet."""

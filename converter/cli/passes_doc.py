@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from converter import recipe
-from converter.pass_registry import BUILT_IN, PassDescription, describe_passes
-from converter.recipe import Recipe
+from converter.engine.registry import BUILT_IN, PassDescription, describe_passes
+from converter.recipe.schema import Recipe
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "passes.md"
 HEAD = """# Passes
 
 Generated from the code by `python -m converter.cli.passes_doc`; a test compares. Each pass takes
-one artifact and gives the next (`converter/artifacts.py`); which passes a recipe runs, and in which
-order, its key `passes` says. A pass of your own: [own_pass.md](own_pass.md).
+one artifact and gives the next (`converter/engine/artifacts.py`); which passes a recipe runs, and
+in which order, its key `passes` says. A pass of your own: [own_pass.md](own_pass.md).
 """
 
 

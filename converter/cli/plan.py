@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from converter.cli.compose import compose_recipe
-from converter.disk import RESULT, free_bytes
-from converter.pass_registry import make_passes
-from converter.plan import MatrixPlan, Plan, make_plan
+from converter.engine.plan import MatrixPlan, Plan, make_plan
+from converter.engine.registry import make_passes
+from converter.machine.disk import RESULT, free_bytes
 from converter.progress import format_bytes
 
 HELP = """usage: convert plan recipe=NAME [key=value …]

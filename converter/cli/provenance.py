@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import Problem, raise_if
-from converter.finished import read_lock, read_recipe
-from converter.hashing import file_entries
+from converter.output.published import read_lock, read_recipe
+from converter.output.staging import RECIPE_FILE
+from converter.output.writable import place_problems
 from converter.progress import format_bytes
-from converter.result_files import place_problems
-from converter.staging import RECIPE_FILE
+from converter.storage.hashing import file_entries
 from converter.sweeps.sweep import flat
 
 
@@ -135,10 +135,10 @@ def _run_again(folder: Path, values: dict[str, Any], lock: Mapping[str, Any]) ->
 
     What was tuned is taken over: the formats are in the recipe, the settings in the lock file.
     """
-    from converter.engine import run_recipe
-    from converter.pass_registry import make_passes
+    from converter.engine.engine import run_recipe
+    from converter.engine.registry import make_passes
     from converter.progress import show_progress
-    from converter.schema import parse_recipe
+    from converter.recipe.validation import parse_recipe
     from converter.speed.benchmarking import CONFIG
     from converter.speed.tuning import write_settings
 

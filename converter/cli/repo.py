@@ -9,8 +9,8 @@ from pathlib import Path
 from converter.cli import tree
 from converter.cli.check import check_recipes
 from converter.errors import ConvertError, Problem, raise_if
-from converter.result_files import place_problems
-from converter.staging import open_folder
+from converter.output.staging import open_folder
+from converter.output.writable import place_problems
 from converter.teams.repositories import (
     LOCK_FILE,
     Repository,

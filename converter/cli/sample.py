@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from converter.errors import ConvertError, Problem, raise_if, together_with
-from converter.result_files import file_problems
-from converter.runtime import LARGEST_SEED, Runtime, number_problems, read_configs
-from converter.sampling import SampleOptions, sample_texts
+from converter.output.writable import file_problems
+from converter.runtime.sampling import SampleOptions, sample_texts
+from converter.runtime.session import LARGEST_SEED, Runtime, number_problems, read_configs
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from converter.cli.compose import compose_prepared, options, parse_word, prepare
 from converter.cli.tree import PRIMARY, RECIPE, Piece, Tree, built_in_values, slots
-from converter.schema import parse_recipe
+from converter.recipe.validation import parse_recipe
 
 DEFAULT, COMMAND = "default", "command line"
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from converter.cli import compose
 from converter.cli.tree import SWEEP, Tree
 from converter.errors import ConvertError, Problem, raise_if
-from converter.schema import parse_recipe
+from converter.recipe.validation import parse_recipe
 from converter.sweeps import sweep
 from converter.sweeps.sweep import Job, SweepPlan
 
@@ -109,8 +109,8 @@ def check_jobs(jobs: Sequence[Job], folder: Path, here: bool) -> None:
     Raises:
         ConvertError: lists the problems of all jobs, each once.
     """
-    from converter.engine import order_problems, pass_problems, read_headers
-    from converter.pass_registry import make_passes
+    from converter.engine.engine import order_problems, pass_problems, read_headers
+    from converter.engine.registry import make_passes
 
     problems: list[Problem] = []
     headers: dict[str, tuple[Decoder | None, list[Problem]]] = {}
@@ -167,8 +167,8 @@ def job_values(job: Job, folder: Path) -> dict[str, Any]:
 def run_job(config: Any) -> str:
     """Run one job in whatever process the launcher chose; failures become rows."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    from converter.engine import run_recipe
-    from converter.pass_registry import make_passes
+    from converter.engine.engine import run_recipe
+    from converter.engine.registry import make_passes
     from converter.progress import Lines
 
     folder = Path(config.folder)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from converter.cli.compose import compose_recipe
 from converter.errors import Problem, together_with
-from converter.result_files import place_problems
+from converter.output.staging import open_folder
+from converter.output.writable import place_problems
 from converter.sources.synthetic import open_synthetic, write_checkpoint
-from converter.staging import open_folder
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConvertError, Problem, raise_if
-from converter.schema import nearest_names
+from converter.recipe.validation import nearest_names
 from converter.teams.trust import NAME, name_problems, parse_built_in, parse_foreign
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from converter.errors import Problem, raise_if
 from converter.model.architecture import Architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.row_order import compile_row_order
-from converter.recipe import LayoutConfig
+from converter.recipe.schema import LayoutConfig
 from converter.weights.weight import Weight
 
 FUSED = {"qkv_proj": ("q", "k", "v"), "q_proj": ("q",), "k_proj": ("k",), "v_proj": ("v",)}

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConvertError, Problem, raise_if
-from converter.folder.model_writer import MODEL_FILE
-from converter.recipe import LEFT_IN_FLOAT, OliveConfig, QuantConfig, Recipe
-from converter.schema import nearest_names
+from converter.output.model_writer import MODEL_FILE
+from converter.recipe.schema import LEFT_IN_FLOAT, OliveConfig, QuantConfig, Recipe
+from converter.recipe.validation import nearest_names
 from converter.teams.trust import OUTSIDE
 
 MODULES = "olive.passes.onnx."

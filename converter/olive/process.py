@@ -17,8 +17,8 @@ from threading import Event, Timer
 from typing import Any
 
 from converter.errors import ConvertError, Problem
-from converter.folder.model_writer import MODEL_FILE
 from converter.olive.config import PlannedPass
+from converter.output.model_writer import MODEL_FILE
 
 OLDEST = (0, 13)
 """The first version of olive-ai that has all passes of the presets."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import Problem
-from converter.schema import nearest_names
+from converter.recipe.validation import nearest_names
 
 EXTERNAL = {"save_as_external_data": True, "all_tensors_to_one_file": True}
 """What Olive is told about large tensors, unless the recipe says otherwise."""

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from converter.errors import ConvertError, Problem
-from converter.folder.model_writer import LARGE_BYTES, PAGE_ALIGNMENT
 from converter.model.architecture import Architecture
 from converter.model.decoder import EMBEDDING, HEAD, Decoder
+from converter.output.model_writer import LARGE_BYTES, PAGE_ALIGNMENT
 from converter.quantization.mixed import Candidate, choose_formats, matrix_bytes
 from converter.quantization.rtn import BlockFormat
-from converter.recipe import LEFT_IN_FLOAT, QuantConfig, Recipe, parse_size
+from converter.recipe.schema import LEFT_IN_FLOAT, QuantConfig, Recipe, parse_size
 
 FLOAT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 CANDIDATES = (

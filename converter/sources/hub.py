@@ -26,7 +26,7 @@ from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint, read_json
 from converter.model.decoder import published_shapes
 from converter.progress import Advance, format_bytes
-from converter.recipe import LayoutConfig
+from converter.recipe.schema import LayoutConfig
 from converter.sources.local import SAFETENSORS, WeightForm, open_local, read_index, weight_form
 from converter.weights.safetensors_file import DTYPES, open_safetensors
 from converter.weights.weight import ComputedWeight, Weight

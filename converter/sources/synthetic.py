@@ -17,7 +17,7 @@ from converter.errors import ConvertError, Problem
 from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import published_shapes
-from converter.recipe import LayoutConfig, ModelConfig, SourceConfig
+from converter.recipe.schema import LayoutConfig, ModelConfig, SourceConfig
 from converter.weights.safetensors_file import write_safetensors
 from converter.weights.weight import ComputedWeight, Weight
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConvertError, Problem, raise_if
+from converter.machine.cores import physical_cores
 from converter.progress import Advance
-from converter.speed.cores import physical_cores
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -251,13 +251,13 @@ def shown(spread: Spread, digits: int) -> str:
 
 def draw(report: Report, path: Path) -> None:
     """A picture of the folders side by side, PNG or SVG by the path's suffix."""
-    from converter.quality.charts import compare_folders
+    from converter.evaluation.charts import compare_folders
 
     compare_folders(path, [item.folder for item in report.folders], list(_panels(report)))
 
 
 def _panels(report: Report) -> Any:
-    from converter.quality.charts import Panel
+    from converter.evaluation.charts import Panel
 
     items = report.folders
     longest = max(items[0].first_token_seconds)

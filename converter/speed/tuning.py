@@ -18,9 +18,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from converter.machine.cores import physical_cores
 from converter.progress import Advance
 from converter.speed.benchmarking import CONFIG, run_once
-from converter.speed.cores import physical_cores
 
 THREADS = "session_options.intra_op_num_threads"
 SPINNING = "session_options.session.intra_op.allow_spinning"

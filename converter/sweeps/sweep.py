@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from converter.errors import ConvertError, Problem, raise_if
-from converter.staging import LOCK, RECIPE_FILE, replacing
+from converter.output.staging import LOCK, RECIPE_FILE, replacing
 
 PLAN = "sweep.json"
 FAILURES = "failures"

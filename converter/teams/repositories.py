@@ -20,9 +20,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from converter.cache import cache_folder
 from converter.errors import ConvertError, Problem, raise_if
-from converter.staging import replacing
+from converter.output.staging import replacing
+from converter.storage.cache import cache_folder
 from converter.teams.trust import MAX_FILE_BYTES, MAX_FILES, name_problems
 
 LOCK_FILE = "convert.repos.json"

@@ -17,17 +17,17 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from converter.cache import Cache
 from converter.cli.compose import compose_recipe
-from converter.engine import check, run_recipe
+from converter.engine.engine import check, run_recipe
+from converter.engine.registry import make_passes
 from converter.errors import ConvertError
+from converter.evaluation import reference_logits
+from converter.evaluation.folder_evaluation import folder_chunks
+from converter.evaluation.reference_logits import reference_disk, stored_reference
 from converter.model.reference import llama_config
-from converter.pass_registry import make_passes
-from converter.quality import reference_logits
-from converter.quality.folder_evaluation import folder_chunks
-from converter.quality.reference_logits import reference_disk, stored_reference
-from converter.quality.texts import EvaluationChunks
-from converter.recipe import EvaluateConfig, LayoutConfig
+from converter.recipe.schema import EvaluateConfig, LayoutConfig
+from converter.storage.cache import Cache
+from converter.text.texts import EvaluationChunks
 from passes import evaluate
 
 FP32 = ("quant=none", "target.accuracy_level=0")
@@ -261,7 +261,7 @@ def test_problems_are_found_before_any_weight_is_read(
     assert "chats.jsonl, line 2: the chat template refuses it: take turns" in problems_of(
         text=str(chats)
     )
-    monkeypatch.setattr("converter.runtime.find_spec", lambda name: None)
+    monkeypatch.setattr("converter.runtime.session.find_spec", lambda name: None)
     assert "onnxruntime is not installed" in problems_of()
 
 
@@ -296,7 +296,7 @@ def test_the_pass_is_left_out_unless_asked_for() -> None:
 
 
 def test_a_broken_model_is_named(int4: Path, tmp_path: Path, chunks: EvaluationChunks) -> None:
-    from converter.quality.runtime_logits import folder_logits
+    from converter.evaluation.runtime_logits import folder_logits
 
     with pytest.raises(ConvertError, match=r"has no model\.onnx"):
         next(folder_logits(tmp_path, chunks.input_ids))

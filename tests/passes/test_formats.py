@@ -11,9 +11,9 @@ import yaml
 
 pytest.importorskip("onnxruntime_genai")
 
-from converter.engine import check, run_recipe
+from converter.engine.engine import check, run_recipe
+from converter.engine.registry import make_passes
 from converter.errors import ConvertError
-from converter.pass_registry import make_passes
 from converter.speed import tuning
 from converter.speed.benchmarking import run_once
 from passes.formats import write_variant

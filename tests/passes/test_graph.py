@@ -88,9 +88,9 @@ def test_other_families_cost_yaml_only(
     """A checkpoint saved by transformers, converted with layout=llama."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from converter.engine import Run
-    from converter.pass_registry import make_passes
-    from converter.staging import Staging
+    from converter.engine.engine import Run
+    from converter.engine.registry import make_passes
+    from converter.output.staging import Staging
 
     config = AutoConfig.for_model(
         family,

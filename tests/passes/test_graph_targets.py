@@ -13,10 +13,10 @@ import pytest
 import torch
 from oracle import feeds, llama_of
 
-from converter.folder.cpu_model import full_logits_session
-from converter.folder.kernels import KERNELS, missing_kernels
-from converter.folder.model_writer import DATA_FILE, write_model
+from converter.graph.cpu_model import full_logits_session
+from converter.graph.kernels import KERNELS, missing_kernels
 from converter.model.reference import Reference
+from converter.output.model_writer import DATA_FILE, write_model
 
 TARGETS = ["cpu", "cuda", "dml", "webgpu", "nvtensorrtrtx"]
 HALF = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}

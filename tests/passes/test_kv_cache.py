@@ -12,12 +12,12 @@ import torch
 pytest.importorskip("onnxruntime_genai")
 
 from converter.calibration.tokens import calibration_tokens
-from converter.engine import run_recipe
+from converter.engine.engine import run_recipe
+from converter.engine.registry import make_passes
 from converter.errors import ConvertError
+from converter.evaluation.runtime_logits import folder_logits
 from converter.model.cache_ranges import CacheRanges, cache_ranges
 from converter.model.reference import Reference
-from converter.pass_registry import make_passes
-from converter.quality.runtime_logits import folder_logits
 
 PASSES = ["load", "layout", "graph", "quantize", "kv_cache", "package", "verify"]
 SHORT = ["calibration.tokens=256", "calibration.sequence_length=64"]

@@ -22,15 +22,15 @@ pytest.importorskip("onnxruntime_genai")
 
 from converter.cli.compose import compose_recipe
 from converter.cli.main import main as command
-from converter.engine import Run, run_recipe
+from converter.engine.engine import Run, run_recipe
+from converter.engine.registry import make_passes
 from converter.errors import ConvertError
-from converter.hashing import hash_file
+from converter.evaluation.runtime_logits import folder_logits
 from converter.olive.config import PlannedPass, plan_problems, planned_passes, read_workflow
 from converter.olive.process import ask, check_passes, environment, run_passes
-from converter.pass_registry import make_passes
-from converter.quality.runtime_logits import folder_logits
-from converter.recipe import OliveConfig, OlivePassConfig, Recipe
-from converter.staging import Staging
+from converter.output.staging import Staging
+from converter.recipe.schema import OliveConfig, OlivePassConfig, Recipe
+from converter.storage.hashing import hash_file
 from passes.olive import Olive, agreement, interface_problems
 from passes.verify import generate
 

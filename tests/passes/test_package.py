@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from converter.cli.compose import compose_recipe
-from converter.engine import find_problems, run_recipe
+from converter.engine.engine import find_problems, run_recipe
+from converter.engine.registry import make_passes
 from converter.errors import ConvertError
-from converter.hashing import hash_file
-from converter.pass_registry import make_passes
-from converter.recipe import Recipe
+from converter.recipe.schema import Recipe
+from converter.storage.hashing import hash_file
 from converter.weights.weight import ComputedWeight
 from passes.load import demo_folder
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from oracle import run_graph
 
-from converter.artifacts import MATRIX
-from converter.engine import check
+from converter.engine.artifacts import MATRIX
+from converter.engine.engine import check
+from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.model.reference import Reference
-from converter.pass_registry import make_passes
 
 oracle = pytest.importorskip("onnxruntime.capi._pybind_state")
 

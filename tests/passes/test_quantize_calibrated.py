@@ -14,12 +14,12 @@ import torch
 from oracle import run_graph
 
 from converter.cli.compose import compose_values
-from converter.engine import Run, check, run_recipe
+from converter.engine.engine import Run, check, run_recipe
+from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.model.reference import Reference
-from converter.pass_registry import make_passes
-from converter.schema import parse_recipe
-from converter.staging import Staging
+from converter.output.staging import Staging
+from converter.recipe.validation import parse_recipe
 
 SMALL = ["calibration.tokens=2048", "calibration.sequence_length=128"]
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from oracle import llama_of
 
-from converter.cache import Cache
 from converter.calibration.calibrate import calibrate, fast_bfloat16
 from converter.calibration.fisher import read_fisher, write_fisher
 from converter.calibration.folds import apply_folds, folds_of
@@ -23,6 +22,7 @@ from converter.errors import ConvertError
 from converter.model.decoder import Decoder
 from converter.model.reference import Reference
 from converter.quantization.rtn import BlockFormat, quantize_rtn
+from converter.storage.cache import Cache
 from converter.weights.spill import Spill
 from converter.weights.weight import TensorWeight
 

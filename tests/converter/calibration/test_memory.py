@@ -9,8 +9,8 @@ import pytest
 
 from converter.calibration.memory import calibration_steps
 from converter.cli.compose import compose_recipe
-from converter.pass_registry import make_passes
-from converter.plan import make_plan
+from converter.engine.plan import make_plan
+from converter.engine.registry import make_passes
 
 MODEL = ["recipe=internlm2_7b_cpu_int4", "source=synthetic", "threads=2", "verify=none"]
 

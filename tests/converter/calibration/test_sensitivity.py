@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from converter.cache import Cache
 from converter.calibration.fisher import read_fisher, write_fisher
 from converter.calibration.inputs import Inputs, restored
 from converter.calibration.rounding import Scheme
@@ -18,11 +17,12 @@ from converter.calibration.sensitivity import (
 )
 from converter.calibration.tokens import calibration_tokens
 from converter.cli.compose import compose_recipe
-from converter.engine import check
+from converter.engine.engine import check
+from converter.engine.registry import make_passes
 from converter.model.reference import Reference
-from converter.pass_registry import make_passes
 from converter.quantization.formats import candidate_formats, graph_matrices
 from converter.quantization.rtn import BlockFormat
+from converter.storage.cache import Cache
 from converter.weights.weight import TensorWeight
 
 onnxruntime = pytest.importorskip("onnxruntime")

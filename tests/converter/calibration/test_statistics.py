@@ -10,13 +10,13 @@ import pytest
 import torch
 from oracle import llama_of
 
-from converter.cache import Cache
 from converter.calibration.calibrate import calibrate
 from converter.calibration.inputs import Inputs
 from converter.calibration.statistics import FloatStatistics, read_inputs, write_inputs
 from converter.calibration.tokens import CalibrationTokens
 from converter.model.decoder import Decoder
 from converter.model.reference import Reference
+from converter.storage.cache import Cache
 
 WORDS = ["calibration.tokens=256", "calibration.sequence_length=32", "source.dtype=float32"]
 FLOAT = [*WORDS, "calibration.inputs=float", "quant.embedding.bits=16"]

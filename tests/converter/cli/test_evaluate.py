@@ -13,9 +13,9 @@ import pytest
 
 from converter.cli.compose import compose_recipe
 from converter.cli.main import main
-from converter.engine import run_recipe
-from converter.pass_registry import make_passes
-from converter.quality import reference_logits
+from converter.engine.engine import run_recipe
+from converter.engine.registry import make_passes
+from converter.evaluation import reference_logits
 from passes.load import demo_folder
 
 SHORT = ("evaluate.n_ctx=128", "evaluate.max_chunks=4", "verify=none")

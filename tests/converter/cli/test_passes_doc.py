@@ -5,8 +5,8 @@ import inspect
 import typing
 
 from converter.cli.passes_doc import DOCUMENT, document, field_docs
-from converter.pass_registry import BUILT_IN, describe_passes, make_passes
-from converter.recipe import OliveConfig, Recipe
+from converter.engine.registry import BUILT_IN, describe_passes, make_passes
+from converter.recipe.schema import OliveConfig, Recipe
 
 DESCRIBED = {item.name: item for item in describe_passes() if item.name in BUILT_IN}
 

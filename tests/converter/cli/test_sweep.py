@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from command import CONVERT, TINY
 
-from converter.cache import Cache
 from converter.cli import sweep
 from converter.cli.tree import Layer, Piece
-from converter.disk import Room
 from converter.errors import ConvertError
-from converter.recipe import Recipe
+from converter.machine.disk import Room
+from converter.recipe.schema import Recipe
+from converter.storage.cache import Cache
 from converter.sweeps import sweep as table
 from passes.package import MakePackage
 

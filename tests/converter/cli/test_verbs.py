@@ -181,8 +181,8 @@ def test_hydras_own_options_are_closed(option: str, capsys: pytest.CaptureFixtur
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    from converter.engine import run_recipe
-    from converter.pass_registry import make_passes
+    from converter.engine.engine import run_recipe
+    from converter.engine.registry import make_passes
 
     words = ["recipe=demo", "verify=none", "evaluate=standard", "evaluate.max_chunks=2"]
     words += ["evaluate.max_kld=9", f"output={tmp_path / 'made'}"]
@@ -230,7 +230,7 @@ def test_olive_config_says_first_what_it_cannot_write(capsys: pytest.CaptureFixt
 def test_cache_verbs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from converter.cache import Cache
+    from converter.storage.cache import Cache
 
     monkeypatch.setenv("CONVERT_CACHE", str(tmp_path / "cache"))
     Cache(tmp_path / "cache").get_or_make(

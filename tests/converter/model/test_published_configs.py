@@ -17,11 +17,11 @@ from oracle import feeds, llama_of
 from transformers import LlamaConfig
 
 from converter.cli.compose import compose_recipe
-from converter.engine import run_recipe
+from converter.engine.engine import run_recipe
+from converter.engine.registry import make_passes
 from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.rope import read_rope
-from converter.pass_registry import make_passes
 from converter.sources.local import open_local
 from converter.sources.synthetic import open_synthetic, write_checkpoint
 

@@ -16,10 +16,10 @@ from hub_server import Hub, serve
 from huggingface_hub import constants
 
 from converter.cli.compose import compose_recipe
-from converter.engine import check
+from converter.engine.engine import check
+from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.model.checkpoint import Checkpoint
-from converter.pass_registry import make_passes
 from converter.sources.hub import HubUnreachableError, open_hub, preview_hub
 from converter.sources.synthetic import open_synthetic, write_checkpoint
 from converter.weights.weight import Weight

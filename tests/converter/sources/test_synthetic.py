@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from converter.errors import ConvertError
-from converter.recipe import LayoutConfig, ModelConfig, SourceConfig
+from converter.recipe.schema import LayoutConfig, ModelConfig, SourceConfig
 from converter.sources.local import open_local
 from converter.sources.synthetic import open_synthetic, random_weight
 

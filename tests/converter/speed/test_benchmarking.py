@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("onnxruntime_genai")
 
 from converter.cli.bench import main
-from converter.engine import run_recipe
+from converter.engine.engine import run_recipe
+from converter.engine.registry import make_passes
 from converter.errors import ConvertError
-from converter.pass_registry import make_passes
 from converter.speed.benchmarking import Spread, bench, bytes_per_token, draw, summarise, table
 
 PASSES = ["load", "layout", "graph", "quantize", "package"]

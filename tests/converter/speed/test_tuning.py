@@ -11,11 +11,11 @@ pytest.importorskip("onnxruntime_genai")
 
 from converter.cli.compose import compose_recipe
 from converter.cli.provenance import reproduce
-from converter.engine import run_recipe
-from converter.hashing import hash_file
-from converter.pass_registry import make_passes
+from converter.engine.engine import run_recipe
+from converter.engine.registry import make_passes
 from converter.speed import tuning
 from converter.speed.tuning import CHUNK_SIZE, SPINNING, THREADS, candidates, tune
+from converter.storage.hashing import hash_file
 
 
 @pytest.fixture

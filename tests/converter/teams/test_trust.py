@@ -9,8 +9,8 @@ import pytest
 from converter.cli import tree
 from converter.cli.compose import compose_recipe
 from converter.errors import ConvertError
-from converter.recipe import Recipe
-from converter.schema import schema_paths
+from converter.recipe.schema import Recipe
+from converter.recipe.validation import schema_paths
 from converter.teams.trust import (
     MAX_FILE_BYTES,
     NAME,

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Iterable
 
 from convert_card.settings import CardConfig
-from converter.artifacts import Package
-from converter.engine import Pass, Run
+from converter.engine.artifacts import Package
+from converter.engine.engine import Pass, Run
 from converter.errors import Problem
 from converter.model.decoder import Decoder
-from converter.own_slots import own_settings
-from converter.recipe import Recipe
+from converter.recipe.guest_slots import own_settings
+from converter.recipe.schema import Recipe
 
 
 class Card(Pass[Package, Package]):

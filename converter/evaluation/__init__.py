@@ -1,0 +1,1 @@
+"""Distance from the float model: statistics, both sides' logits, charts."""

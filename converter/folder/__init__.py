@@ -1,1 +1,0 @@
-"""What goes into the folder that onnxruntime-genai reads."""

@@ -1,1 +1,0 @@
-"""How far a folder is from its float model."""

@@ -1,0 +1,1 @@
+"""The recipe: its dataclasses, their validation, and the rules between values."""

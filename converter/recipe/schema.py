@@ -1,0 +1,475 @@
+"""The schema of a recipe: plain dataclasses, one per slot, and what cannot go together.
+
+A recipe is data. Hydra composes it from `recipes/`; `converter.recipe.validation.parse_recipe`
+checks the composed mapping against these classes and builds a `Recipe`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from converter.errors import Problem
+from converter.recipe.target_rules import target_problems
+
+FloatType = Literal["fp32", "fp16", "bf16"]
+ExecutionProvider = Literal["cpu", "cuda", "dml", "webgpu", "NvTensorRtRtx"]
+LEFT_IN_FLOAT = 16
+"""`bits: 16` leaves a matrix in the graph's float type."""
+INT8_ACTIVATIONS = 4
+"""MatMulNBits' accuracy_level at which its kernels round activations to int8."""
+
+
+@dataclass
+class ModelConfig:
+    """Which model the recipe is for."""
+
+    name: str = ""
+    repo: str | None = None
+    """Repository on the hub, such as internlm/internlm2-7b."""
+    chat: bool = False
+    """Whether it is made for chats, and its source should have a chat template."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The published config.json, for synthetic weights and for planning without a download."""
+
+
+@dataclass
+class SourceConfig:
+    """Where the checkpoint comes from."""
+
+    kind: Literal["checkpoint", "demo", "synthetic"] = "checkpoint"
+    path: str | None = None
+    """Local checkpoint folder; when set, nothing is downloaded."""
+    repo: str | None = None
+    revision: str | None = None
+    """Branch, tag or 40-digit commit of `repo`."""
+    seed: int = 0
+    """Seed of synthetic weights."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Type of synthetic weights."""
+
+
+@dataclass
+class LayoutConfig:
+    """How the checkpoint names its tensors and orders their rows."""
+
+    model_types: list[str] = field(default_factory=list)
+    """`model_type` values of config.json that this layout reads."""
+    tensors: dict[str, str] = field(default_factory=dict)
+    """Canonical name to checkpoint name, outside of the layers."""
+    layer_prefix: str = "model.layers.{layer}."
+    """What every name in `layer_tensors` starts with; `{layer}` is the layer's number."""
+    layer_tensors: dict[str, str] = field(default_factory=dict)
+    """Canonical name to checkpoint name, inside a layer."""
+    ignored: list[str] = field(default_factory=list)
+    """Glob patterns of checkpoint tensors that carry nothing the graph needs."""
+    row_order: dict[str, str] = field(default_factory=dict)
+    """Canonical projection to its row order (see converter/model/row_order.py)."""
+
+
+@dataclass
+class GraphConfig:
+    """The graph of a decoder: RMSNorm, grouped-query attention with RoPE, SwiGLU."""
+
+    context_length: int | None = None
+    """Positions in the cos/sin caches; null means max_position_embeddings."""
+    last_token_logits: bool = True
+    """Logits of each prompt's last token only, which is all that generation reads."""
+
+
+@dataclass
+class MatrixQuantConfig:
+    """Departures from the main quantization for one matrix; null means the same."""
+
+    bits: Literal[4, 8, 16] | None = None
+    """16 leaves the matrix in the graph's float type."""
+    block_size: int | None = None
+    symmetric: bool | None = None
+
+
+@dataclass
+class QuantConfig:
+    """Block-wise weight quantization; docs/quantization.md compares the schemes."""
+
+    smooth: Literal["none", "awq"] = "none"
+    """Scales per input channel, folded into the norm or the rows before, that protect weights."""
+    round: Literal["none", "rtn", "search", "gptq"] = "none"
+    """How a weight becomes a code; `none` keeps the float type."""
+    refine: bool = False
+    """Go back to GPTQ's codes and scales by coordinate descent."""
+    token_weights: Literal["none", "fisher"] = "none"
+    """Weigh calibration tokens by their squared gradients, so that errors count as they matter."""
+    bits: Literal[4, 8] = 4
+    """Bits of a code."""
+    block_size: int = 32
+    """Columns that share a scale: a power of two from 16 to 256."""
+    symmetric: bool = True
+    """Whether codes lie around a fixed zero; false stores a zero point for each block."""
+    scale_type: Literal["graph", "fp16"] = "graph"
+    """Type in which scales are stored: the graph's, or fp16 in an fp32 graph, which saves half of
+    their room; the runtime widens them once, when it loads the folder."""
+    accuracy_level: Literal[0, 1, 2, 3, 4] | None = None
+    """See target.accuracy_level; null takes the target's."""
+    pad_last_block: bool = False
+    """Pad columns that the block size does not divide, at the cost of a larger file."""
+    target_size: str | None = None
+    """Largest sum of all weights as stored, such as 89.9MB: bits and blocks are then chosen for
+    each matrix. The rotary caches and the alignment of tensors in the file come on top."""
+    bits_per_weight: float | None = None
+    """The same as an average over the quantized matrices, scales and zero points included."""
+    lm_head: MatrixQuantConfig = field(default_factory=MatrixQuantConfig)
+    embedding: MatrixQuantConfig = field(default_factory=MatrixQuantConfig)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether each matrix gets a format of its own under a budget."""
+        return self.target_size is not None or self.bits_per_weight is not None
+
+    def without_budget(self) -> QuantConfig:
+        """The scheme for any budget: what decides codes once the formats are chosen."""
+        return replace(self, target_size=None, bits_per_weight=None)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the scheme needs activations."""
+        return self.smooth != "none" or self.round in ("search", "gptq") or self.mixed
+
+
+@dataclass
+class CalibrationConfig:
+    """The tokens on which calibrated quantization measures activations."""
+
+    text: str = "builtin"
+    """`builtin`, a text file, a .jsonl file of chats, or a folder of those."""
+    tokens: int = 8192
+    """Tokens drawn from the text."""
+    sequence_length: int = 512
+    """Tokens that the model reads in one go; one sequence in 16 is held back to judge with."""
+    seed: int = 0
+    """Seed of the order of documents."""
+    inputs: Literal["rounded", "float"] = "rounded"
+    """What a linear is rounded against: the inputs that the rounded layers before it give, or
+    those of the float model, which all variants of a sweep share."""
+    compute: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type of the matrix products; auto takes bf16 for a 16-bit checkpoint on a CPU that is faster
+    in it (AMX, or AMD's AVX-512)."""
+
+
+@dataclass
+class TargetConfig:
+    """What the execution provider wants."""
+
+    execution_provider: ExecutionProvider = "cpu"
+    float_type: FloatType = "fp32"
+    """Type of activations, norms and of what stays unquantized."""
+    packed_qkv: bool = True
+    """One matrix for Q, K and V in front of GroupQueryAttention."""
+    rotary_in_attention: bool = True
+    """GroupQueryAttention rotates Q and K itself (do_rotary=1)."""
+    position_ids: bool = False
+    """The graph takes position_ids as an input."""
+    packed_gate_up: bool = False
+    """One matrix for the feed-forward's gate and up projections."""
+    fused_norm: bool = True
+    """RMSNorm as (Skip)SimplifiedLayerNormalization; false spells it out in plain operators."""
+    quantized_weights: Literal["MatMulNBits", "DequantizeLinear"] = "MatMulNBits"
+    """Operator that holds a quantized matrix; DequantizeLinear stands in front of a MatMul."""
+    accuracy_level: Literal[0, 1, 2, 3, 4] = 0
+    """MatMulNBits' accuracy_level, the least precision in which it may compute: 0 the kernel's
+    choice, 1 fp32, 2 fp16, 3 bf16, 4 activations rounded to int8."""
+    threads: int | None = 0
+    """intra_op_num_threads: null writes this machine's physical cores, 0 leaves it to the runtime.
+
+    A fixed number makes folders that are the same bytes on every machine."""
+    chunk_size: int | None = None
+    """Longest piece of a prompt that the runtime computes at once; null means the whole prompt."""
+    kv_cache: Literal["float", "int8"] = "float"
+    """Type of the stored keys and values; int8 takes scales from the calibration text."""
+    graph_capture: bool = False
+    """Let the provider record the graph once and replay it."""
+    tune: bool = False
+    """Try threads, spinning and chunk size on this machine; keep the fastest."""
+    tune_block_sizes: list[int] = field(default_factory=list)
+    """Values of quant.block_size that `tune` may choose from, besides the recipe's own. Every
+    variant takes the room of the result on the disk while it is measured."""
+    tune_head_bits: list[Literal[4, 8]] = field(default_factory=list)
+    """Values of quant.lm_head.bits that `tune` may choose from, besides the recipe's own."""
+    provider_options: dict[str, str] = field(default_factory=dict)
+    """Options of the execution provider in genai_config.json."""
+    session_options: dict[str, Any] = field(default_factory=dict)
+    """Entries of genai_config.json's `session_options` section."""
+    search: dict[str, Any] = field(default_factory=dict)
+    """Entries of genai_config.json's `search` section."""
+
+
+@dataclass
+class VerifyConfig:
+    """The check of the finished folder against the reference."""
+
+    enabled: bool = True
+    prompt: str = "Once upon a time"
+    """What the runtime continues."""
+    new_tokens: int = 16
+    """Tokens that the runtime must generate; the logits of each are compared."""
+    max_error: dict[str, float] = field(default_factory=dict)
+    """Largest relative error of the logits, by precision: fp32, fp16, bf16, int8_activations."""
+    max_bytes: float = 4e9
+    """A folder of more bytes than this is compared on its first layers only."""
+    first_layers: int = 2
+    """How many layers that are."""
+
+
+@dataclass
+class EvaluateConfig:
+    """Measuring how far the finished folder is from the float32 model."""
+
+    enabled: bool = False
+    text: str = "builtin"
+    """What both read: `builtin`, a text file, a .jsonl file of chats, or a folder of those."""
+    n_ctx: int = 512
+    """Tokens of a chunk; the second half is scored."""
+    max_chunks: int | None = 24
+    """Chunks taken from the start of the text; null means all."""
+    max_kld: float | None = None
+    """Largest mean KL divergence, in nats per token; a folder above it is not published."""
+
+
+@dataclass
+class OlivePassConfig:
+    """One pass of Olive."""
+
+    type: str = ""
+    """Class name, such as OnnxFloatToFloat16."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Its settings, by the names that Olive gives them."""
+
+
+@dataclass
+class OliveConfig:
+    """The hand-off of the packaged model to Olive; without passes and metrics there is none."""
+
+    passes: list[OlivePassConfig] = field(default_factory=list)
+    """Passes in the order in which they run."""
+    workflow: str | None = None
+    """An Olive workflow file (JSON or YAML) whose passes run instead."""
+    evaluate: list[Literal["size_on_disk", "latency", "perplexity"]] = field(default_factory=list)
+    """What Olive's own evaluator measures of the result: bytes, milliseconds, perplexity."""
+    max_kld: float = 1e-3
+    """Largest mean KL divergence, in nats, of the result from the model before Olive."""
+    timeout: float = 3600.0
+    """Seconds after which Olive is stopped."""
+
+
+@dataclass
+class BenchmarkConfig:
+    """Measuring the finished folder's speed on this machine."""
+
+    enabled: bool = False
+    prompt_lengths: list[int] = field(default_factory=lambda: [16, 128, 512])
+    """Tokens of the prompts whose time to first token is measured."""
+    new_tokens: int = 64
+    """Tokens generated to measure decoding."""
+    rounds: int = 3
+    """Processes started, each measuring everything once; medians are reported."""
+
+
+@dataclass
+class Recipe:
+    """A conversion, completely described."""
+
+    name: str = "custom"
+    output: str | None = None
+    """Output folder; null means ./NAME."""
+    overwrite: bool = False
+    passes: list[str] = field(default_factory=list)
+    """Names of the passes in the order in which they run."""
+    threads: int | None = None
+    """Worker threads; null means all cores. Float weights and rtn's codes do not depend on it; a
+    calibrated scheme sums in another order, and its lock file says with how many it ran."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    source: SourceConfig = field(default_factory=SourceConfig)
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    graph: GraphConfig = field(default_factory=GraphConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    olive: OliveConfig = field(default_factory=OliveConfig)
+
+    @property
+    def scale_type(self) -> FloatType:
+        """Type in which the scales of quantized matrices are stored."""
+        wide = self.target.float_type == "fp32"
+        return "fp16" if wide and self.quant.scale_type == "fp16" else self.target.float_type
+
+    @property
+    def accuracy_level(self) -> int:
+        """MatMulNBits' accuracy_level: the scheme's own, or the target's."""
+        own = self.quant.accuracy_level
+        return self.target.accuracy_level if own is None else own
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether the kernels of quantized matrices round activations to int8."""
+        return self.quant.round != "none" and self.accuracy_level == INT8_ACTIVATIONS
+
+
+def impossible_values(recipe: Recipe) -> Iterator[Problem]:
+    """Values that are well typed but that nothing can be made of, alone or together."""
+    yield from _block_size_problems(recipe)
+    yield from _scheme_problems(recipe.quant)
+    yield from _calibration_problems(recipe.calibration)
+    yield from target_problems(recipe.target, recipe.quant)
+    yield from _tune_problems(recipe)
+    if recipe.graph.context_length is not None and recipe.graph.context_length < 1:
+        yield Problem(
+            f"graph.context_length={recipe.graph.context_length}.",
+            "a positive number of tokens, or null for max_position_embeddings",
+            "set graph.context_length=4096",
+        )
+    yield from _source_problems(recipe.source)
+    yield from _evaluate_problems(recipe.evaluate)
+    yield from _benchmark_problems(recipe.benchmark)
+    if recipe.threads is not None and recipe.threads < 1:
+        yield Problem(
+            f"threads={recipe.threads}.", "at least 1, or null for all cores", "threads=2"
+        )
+
+
+def _source_problems(source: SourceConfig) -> Iterator[Problem]:
+    if source.kind != "checkpoint" and source.path is not None:
+        yield Problem(
+            f"source.path={source.path} with source.kind={source.kind}, which reads no path.",
+            "one of the two",
+            "choose a recipe for the model at source.path, with source=checkpoint, or set "
+            "source.path=null",
+        )
+
+
+def _evaluate_problems(evaluate: EvaluateConfig) -> Iterator[Problem]:
+    if evaluate.n_ctx < 4:
+        yield Problem(
+            f"evaluate.n_ctx={evaluate.n_ctx}.",
+            "chunks of at least 4 tokens",
+            "set evaluate.n_ctx=512",
+        )
+    if evaluate.max_chunks is not None and evaluate.max_chunks < 1:
+        yield Problem(
+            f"evaluate.max_chunks={evaluate.max_chunks}.",
+            "at least 1, or null for the whole text",
+            "set evaluate.max_chunks=24",
+        )
+    if evaluate.max_kld is not None and not evaluate.enabled:
+        yield Problem(
+            f"evaluate.max_kld={evaluate.max_kld}, and the recipe does not evaluate.",
+            "a measurement to compare it with",
+            "add evaluate=standard",
+        )
+
+
+def _benchmark_problems(benchmark: BenchmarkConfig) -> Iterator[Problem]:
+    lengths = benchmark.prompt_lengths
+    if not lengths or min(lengths) < 1 or benchmark.new_tokens < 2 or benchmark.rounds < 1:
+        yield Problem(
+            f"benchmark.prompt_lengths={lengths}, new_tokens={benchmark.new_tokens}, "
+            f"rounds={benchmark.rounds}.",
+            "prompts of a token and more, at least 2 new tokens and 1 round",
+            "choose benchmark=standard and change less",
+        )
+
+
+def _scheme_problems(quant: QuantConfig) -> Iterator[Problem]:
+    if quant.round == "none" and quant.calibrated:
+        yield Problem(
+            f"quant.round=none with quant.smooth={quant.smooth}, "
+            f"target_size={quant.target_size}, bits_per_weight={quant.bits_per_weight}.",
+            "a rounding for the others to work on",
+            "set quant.round=gptq, or quant=none alone",
+        )
+    if quant.refine and quant.round != "gptq":
+        yield Problem(
+            f"quant.refine=true with quant.round={quant.round}.",
+            "quant.round=gptq, whose result is refined",
+            "set quant.round=gptq or quant.refine=false",
+        )
+    if quant.target_size is not None and quant.bits_per_weight is not None:
+        yield Problem(
+            f"quant.target_size={quant.target_size} and bits_per_weight={quant.bits_per_weight}.",
+            "one of the two",
+            "set the other one to null",
+        )
+    if quant.target_size is not None and parse_size(quant.target_size) is None:
+        yield Problem(
+            f"quant.target_size={quant.target_size}.",
+            "a number and a unit: kB, MB, GB (thousands) or KiB, MiB, GiB",
+            "set quant.target_size=89.9MB",
+        )
+
+
+SIZE_UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of a size such as `89.9MB`; None when it is not one."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    units = {unit.lower(): size for unit, size in SIZE_UNITS.items()}
+    if match is None or match[2].lower() not in units:
+        return None
+    return int(float(match[1]) * units[match[2].lower()])
+
+
+def _calibration_problems(calibration: CalibrationConfig) -> Iterator[Problem]:
+    if not 1 <= calibration.sequence_length <= calibration.tokens:
+        yield Problem(
+            f"calibration.sequence_length={calibration.sequence_length} and "
+            f"calibration.tokens={calibration.tokens}.",
+            "at least one whole sequence of at least one token",
+            "set calibration.tokens=8192 calibration.sequence_length=512",
+        )
+
+
+def _tune_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Formats may be tuned where the recipe has one for all, and the pass that does it."""
+    target, quant, passes = recipe.target, recipe.quant, recipe.passes
+    if not (target.tune and (target.tune_block_sizes or target.tune_head_bits)):
+        return
+    stated = f"target.tune_block_sizes={target.tune_block_sizes}, " + (
+        f"tune_head_bits={target.tune_head_bits}"
+    )
+    remedy = "set target.tune_block_sizes=[] target.tune_head_bits=[]"
+    if quant.mixed:
+        yield Problem(
+            f"{stated} with target_size={quant.target_size}, "
+            f"bits_per_weight={quant.bits_per_weight}.",
+            "formats that either the machine's speed or a budget chooses",
+            remedy,
+        )
+    elif quant.round == "none":
+        yield Problem(f"{stated} with quant.round=none.", "quantized weights to tune", remedy)
+    if passes and ("formats" not in passes or "quantize" in passes[: passes.index("formats")]):
+        yield Problem(
+            f"{stated}, and the passes are {', '.join(passes)}.",
+            "the pass formats before quantize",
+            "put formats between graph and quantize in the recipe's passes",
+        )
+
+
+def _block_size_problems(recipe: Recipe) -> Iterator[Problem]:
+    quant = recipe.quant
+    for key, size in (
+        ("quant.block_size", quant.block_size),
+        ("quant.lm_head.block_size", quant.lm_head.block_size),
+        ("quant.embedding.block_size", quant.embedding.block_size),
+        *(("target.tune_block_sizes", size) for size in recipe.target.tune_block_sizes),
+    ):
+        if size is not None and (size < 16 or size > 256 or size & (size - 1)):
+            below = max(16, min(256, 1 << max(size, 1).bit_length() - 1))
+            yield Problem(
+                f"{key}={size}.",
+                "a power of two from 16 to 256 (MatMulNBits)",
+                f"set {key}={below}" if key.startswith("quant") else f"write {below} instead",
+            )

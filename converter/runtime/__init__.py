@@ -1,0 +1,1 @@
+"""A finished folder in onnxruntime-genai: loading, chatting, sampling."""

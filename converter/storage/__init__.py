@@ -1,0 +1,1 @@
+"""What is kept on disk for later runs, and the hashes that name it."""

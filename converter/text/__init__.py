@@ -1,0 +1,1 @@
+"""The texts that models read to be calibrated and evaluated, and their tokens."""

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converter.engine.engine import Pass, Run, run_recipe
+from converter.errors import ConvertError, Problem
+from converter.output.staging import LOCK, open_folder, open_staging
+from converter.recipe.schema import Recipe
+
+
+class Start(Pass[None, int]):
+    name, takes, gives = "start", type(None), int
+
+    def run(self, artifact: None, run: Run) -> int:
+        (run.staging.folder / "file").write_text("content")
+        return 1
+
+
+class Middle(Pass[int, int]):
+    name, takes, gives = "middle", int, int
+    found: Iterable[Problem] = ()
+    error: Exception | None = None
+
+    def requires(self, recipe: Recipe, decoder: Any) -> Iterable[Problem]:
+        return self.found
+
+    def run(self, artifact: int, run: Run) -> int:
+        if self.error:
+            raise self.error
+        return artifact + 1
+
+    def ensures(self, given: int, run: Run) -> Iterable[Problem]:
+        return [Problem("too large")] if given > 2 else []
+
+
+def recipe(tmp_path: Path, **values: Any) -> Recipe:
+    return Recipe(output=str(tmp_path / "out"), **values)
+
+
+def test_publishes_only_when_every_pass_is_done(tmp_path: Path) -> None:
+    output = run_recipe(recipe(tmp_path), [Start(), Middle()])
+    assert (output / "file").read_text() == "content"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_order_is_checked_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match="middle follows the start, which gives NoneType"):
+        run_recipe(recipe(tmp_path), [Middle(), Start()])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_requirements_of_all_passes_come_in_one_error(tmp_path: Path) -> None:
+    first, second = Middle(), Middle()
+    first.found, second.found = [Problem("one")], [Problem("two"), Problem("three")]
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConvertError) as caught:
+        run_recipe(recipe(tmp_path), [Start(), first, second])
+    assert [str(problem)[:5] for problem in caught.value.problems] == [
+        "The o",
+        "one",
+        "two",
+        "three",
+    ]
+
+
+@pytest.mark.parametrize("error", [ConvertError(Problem("broken")), ValueError("broken")])
+def test_a_failing_pass_leaves_nothing_and_names_itself(tmp_path: Path, error: Exception) -> None:
+    middle = Middle()
+    middle.error = error
+    with pytest.raises(type(error)) as caught:
+        run_recipe(recipe(tmp_path), [Start(), middle])
+    notes = getattr(caught.value, "__notes__", [])
+    assert "middle" in str(caught.value) + str(notes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ensures_stops_a_bad_result(tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match="middle: too large"):
+        run_recipe(recipe(tmp_path), [Start(), Middle(), Middle()])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_output_is_kept_unless_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    (tmp_path / "out" / LOCK).write_text("{}")
+    with pytest.raises(ConvertError, match="overwrite=true"):
+        run_recipe(recipe(tmp_path), [Start()])
+    failing = Middle()
+    failing.error = ValueError()
+    with pytest.raises(ValueError):
+        run_recipe(recipe(tmp_path, overwrite=True), [Start(), failing])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"old", LOCK}
+    run_recipe(recipe(tmp_path, overwrite=True), [Start()])
+    assert not (tmp_path / "out" / "old").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_cannot_be_written_is_said_plainly(tmp_path: Path, code: int) -> None:
+    middle = Middle()
+    middle.error = OSError(code, os.strerror(code))
+    with pytest.raises(ConvertError, match=f"Cannot write .*{os.strerror(code)}.*are free"):
+        run_recipe(recipe(tmp_path), [Start(), middle])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), open_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def dead_process() -> int:
+    return int(
+        subprocess.run(
+            [sys.executable, "-c", "import os; print(os.getpid())"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+
+
+def test_the_next_run_clears_what_a_killed_one_left(tmp_path: Path) -> None:
+    left = tmp_path / f".out.tmp-{dead_process()}"
+    left.mkdir()
+    (left / "half").write_text("half")
+    other = tmp_path / ".other.tmp-1"
+    other.mkdir()
+    with open_folder(tmp_path / "out"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.tmp-1", "out"]
+
+
+def test_an_output_moved_aside_by_a_killed_run_comes_back(tmp_path: Path) -> None:
+    aside = tmp_path / f".out.old-{dead_process()}"
+    aside.mkdir()
+    (aside / "file").write_text("precious")
+    with pytest.raises(KeyboardInterrupt), open_staging(tmp_path / "out"):
+        raise KeyboardInterrupt
+    assert (tmp_path / "out" / "file").read_text() == "precious"
+
+
+def test_another_living_run_is_left_alone(tmp_path: Path) -> None:
+    living = tmp_path / f".out.tmp-{os.getppid()}"
+    living.mkdir()
+    with open_folder(tmp_path / "out"):
+        pass
+    assert living.is_dir()

@@ -1,0 +1,172 @@
+"""A disk with too little room is refused before any work, with what needs it and what to type."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from converter.calibration.disk import calibration_disk
+from converter.engine.engine import run_recipe
+from converter.engine.registry import make_passes
+from converter.errors import ConvertError
+from converter.machine.disk import Room, room_problems
+from converter.output.model_writer import model_weights
+from converter.quantization.formats import quantized_bytes
+from converter.recipe.schema import Recipe
+from converter.storage.cache import FOLDER_VARIABLE, Cache
+from converter.weights.spill import Spill
+from passes.formats import ChooseFormats, variant_bytes
+
+CALIBRATION = ["calibration.tokens=256", "calibration.sequence_length=32"]
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+@pytest.fixture
+def free_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Lets every disk have so many bytes free."""
+
+    def set_free(nbytes: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, nbytes))
+
+    return set_free
+
+
+def test_folders_of_one_disk_share_its_room(
+    tmp_path: Path, free_disk: Callable[[int], None]
+) -> None:
+    rooms = [
+        Room(tmp_path / "a", 60, "this", "do this"),
+        Room(tmp_path / "a", 50, "less", "do less"),
+        Room(tmp_path / "b" / "c", 40, "that", "do that"),
+    ]
+    free_disk(100)
+    assert list(room_problems(rooms)) == []
+    free_disk(99)
+    (problem,) = room_problems(rooms)
+    assert "99 B free" in problem.found and "60 B for this and 40 B for that" in problem.expected
+    assert problem.remedy == "do this, or do that, or free some"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["quant=best", *CALIBRATION], ["what calibration spills and keeps", FOLDER_VARIABLE]),
+        (
+            ["quant=rtn", "target.tune=true", "target.tune_block_sizes=[16,32]"],
+            ["the variants that target.tune measures", "target.tune_block_sizes"],
+        ),
+    ],
+    ids=["calibration", "formats"],
+)
+def test_a_run_is_refused_before_it_reads_weights(
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    free_disk: Callable[[int], None],
+    words: list[str],
+    named: list[str],
+) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
+    recipe = make_recipe(f"output={tmp_path / 'out'}", *words)
+    free_disk(20_000)
+    with pytest.raises(ConvertError) as raised:
+        run_recipe(recipe, make_passes(recipe.passes))
+    for name in ["20.00 kB free", *named]:
+        assert name in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["quant=best"],
+        ["quant=awq", "calibration.inputs=float"],
+        ["quant=best", "quant.bits_per_weight=5.5"],
+    ],
+    ids=["best", "float", "mixed"],
+)
+def test_calibration_takes_the_disk_that_was_said(
+    make_recipe: Callable[..., Recipe],
+    build: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+) -> None:
+    """Against what lies in spills and entries whenever a spill is written or closed."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    words = [*words, *CALIBRATION, "quant.block_size=16", "quant.embedding.block_size=16"]
+    spills: dict[int, int] = {}
+    seen: list[int] = [0]
+    write = Spill.__setitem__
+
+    def counted(spill: Spill, index: int | slice, value: Any) -> None:
+        write(spill, index, value)
+        spills[spill._file.fileno()] = spill.count * spill._nbytes
+        seen.append(sum(spills.values()) + folder_bytes(tmp_path))
+
+    close = Spill.close
+
+    def closed(spill: Spill) -> None:
+        spills.pop(spill._file.fileno(), None)
+        close(spill)
+
+    monkeypatch.setattr(Spill, "__setitem__", counted)
+    monkeypatch.setattr(Spill, "close", closed)
+    decoder = build(*words).decoder
+    recipe = make_recipe(*words)
+    planned = calibration_disk(recipe, decoder, Cache(tmp_path))
+    build(*words, until="quantize")
+    assert planned == pytest.approx(max(*seen, folder_bytes(tmp_path)), rel=0.25)
+    # Another budget's layers are of no use, and its statistics are.
+    if recipe.quant.mixed:
+        build(*words, "quant.bits_per_weight=4.6", until="quantize")
+    # All that it would make is there now.
+    left = calibration_disk(recipe, decoder, Cache(tmp_path))
+    assert left <= (0 if not recipe.quant.mixed else planned / 2)
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(
+        path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".json",)
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["quant=rtn"],
+        ["quant=rtn", "quant.embedding.bits=16", "quant.lm_head.bits=8"],
+        ["quant=search", "quant.symmetric=false"],
+        ["quant=search", "target.float_type=fp16"],
+    ],
+)
+def test_weights_have_the_bytes_that_were_said(
+    make_recipe: Callable[..., Recipe], build: Callable[..., Any], words: list[str]
+) -> None:
+    graph = build(*words, *CALIBRATION, until="quantize")
+    weights = model_weights(graph.model)
+    found = sum(weight.nbytes for name, weight in weights.items() if "cache" not in name)
+    assert quantized_bytes(make_recipe(*words), graph.decoder) == found
+
+
+def test_variants_of_one_setting_lie_on_the_disk_together(
+    make_recipe: Callable[..., Recipe], build: Callable[..., Any]
+) -> None:
+    decoder = build().decoder
+    both = ["target.tune=true", "target.tune_block_sizes=[16]", "target.tune_head_bits=[8]"]
+    one = variant_bytes(make_recipe("quant=rtn", *both[:2]), decoder)
+    two = variant_bytes(make_recipe("quant=rtn", *both), decoder)
+    recipe = make_recipe("quant=rtn", *both[:2])
+    (room,) = ChooseFormats().disk(recipe, decoder)
+    assert room.nbytes == one <= two

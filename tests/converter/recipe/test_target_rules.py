@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+
+from converter.cli.compose import compose_recipe
+from converter.errors import ConvertError
+from converter.graph.kernels import cpu_kernels
+from converter.recipe.schema import QuantConfig, TargetConfig
+from converter.recipe.target_rules import (
+    CPU_FLOAT_TYPES,
+    GRAPH_CAPTURE,
+    float_types,
+    target_problems,
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["target=cpu", "target.float_type=bf16"], "target.float_type=fp16"),
+        (["target=cuda", "target.float_type=fp32"], "target.float_type=fp16"),
+        (["target=dml", "target.float_type=bf16"], "target.float_type=fp16"),
+        (["target=webgpu", "target.float_type=bf16"], "target.float_type=fp16"),
+        (["target=dml", "target.rotary_in_attention=true"], "target.rotary_in_attention=false"),
+        (["target=dml", "target.packed_qkv=true"], "target.packed_qkv=false"),
+        (["target=dml", "target.position_ids=false"], "target.position_ids=true"),
+        (["target=dml", "quant=rtn"], "quant.embedding.bits=16"),
+        (["target=nvtensorrtrtx", "quant=rtn"], "quant.embedding.bits=16"),
+        (["target=nvtensorrtrtx", "target.fused_norm=true"], "target.fused_norm=false"),
+        (
+            ["target=nvtensorrtrtx", "target.quantized_weights=MatMulNBits",
+             "quant=rtn_no_embedding"],
+            "target.quantized_weights=DequantizeLinear",
+        ),
+        (
+            ["target=nvtensorrtrtx", "quant=rtn_no_embedding", "quant.symmetric=false"],
+            "quant.symmetric=true",
+        ),
+        (
+            ["target=nvtensorrtrtx", "quant=rtn_no_embedding", "quant.pad_last_block=true"],
+            "quant.pad_last_block=false",
+        ),
+        (["target.graph_capture=true"], "target.graph_capture=false"),
+        (["target=cuda", "target.tune=true"], "target.tune=false"),
+        (["target.threads=-1"], "target.threads=null"),
+        (["target.chunk_size=0"], "target.chunk_size=512"),
+        (["benchmark.rounds=0"], "benchmark=standard"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_impossible_combination_names_the_nearest_possible_one(
+    words: list[str], remedy: str
+) -> None:
+    base = ["recipe=internlm2_1_8b_cpu_fp32"]
+    with pytest.raises(ConvertError) as caught:
+        compose_recipe([*base, *words])
+    (problem,) = caught.value.problems
+    assert remedy in problem.remedy
+    if problem.remedy.startswith("set "):
+        changes = problem.remedy.removeprefix("set ").split()
+        compose_recipe([*base, *words, *changes])
+
+
+def test_the_stated_cpu_float_types_are_the_runtimes() -> None:
+    operators = ["GroupQueryAttention", "MatMul", "SkipSimplifiedLayerNormalization", "Sigmoid"]
+    runs = {name for name in ("fp32", "fp16", "bf16")
+            if all(name in cpu_kernels()[op] for op in operators)}  # fmt: skip
+    assert runs == set(CPU_FLOAT_TYPES)
+
+
+@pytest.mark.parametrize("provider", ["cpu", *GRAPH_CAPTURE])
+def test_every_providers_float_types_have_a_possible_recipe(provider: str) -> None:
+    form = {"dml": {"packed_qkv": False, "rotary_in_attention": False, "position_ids": True}}
+    norm = {"NvTensorRtRtx": {"fused_norm": False}}
+    for float_type in float_types(provider):
+        target = TargetConfig(
+            execution_provider=provider,  # type: ignore[arg-type]
+            float_type=float_type,  # type: ignore[arg-type]
+            **(form.get(provider, {}) | norm.get(provider, {})),  # type: ignore[arg-type]
+        )
+        assert list(target_problems(target, QuantConfig())) == []

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from converter.errors import ConvertError, Problem
+from converter.recipe.schema import Recipe
+from converter.recipe.validation import (
+    concerns,
+    default_values,
+    is_text,
+    own_problems,
+    parse_recipe,
+    schema_paths,
+)
+
+
+def problems(values: dict[str, Any]) -> str:
+    with pytest.raises(ConvertError) as caught:
+        parse_recipe(values)
+    return str(caught.value)
+
+
+def test_defaults_are_valid() -> None:
+    assert parse_recipe(default_values()) == Recipe()
+
+
+def test_everything_wrong_is_listed_at_once() -> None:
+    text = problems(
+        {
+            "quant": {"blocksize": 64, "bits": 5, "lm_head": {"bits": 3, "bit": 4}},
+            "source": {"sed": 1},
+            "target": {"execution_provider": "cude"},
+            "outptu": "x",
+        }
+    )
+    for part in (
+        "'quant.blocksize'",
+        "quant.block_size",
+        "quant.bits=5",
+        "one of 4, 8",
+        "quant.lm_head.bits=3",
+        "'quant.lm_head.bit'",
+        "'source.sed'",
+        "source.seed",
+        "target.execution_provider=cude",
+        "NvTensorRtRtx",
+        "'outptu'",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"quant": {"block_size": 48}}, "set quant.block_size=32"),
+        ({"quant": {"block_size": 8}}, "set quant.block_size=16"),
+        ({"quant": {"embedding": {"block_size": 512}}}, "set quant.embedding.block_size=256"),
+        ({"target": {"rotary_in_attention": False}}, "target.packed_qkv=false"),
+        ({"target": {"float_type": "bf16"}}, "target.float_type=bf16"),
+        ({"graph": {"context_length": 0}}, "graph.context_length=0"),
+        ({"threads": 0}, "threads=0"),
+        ({"target": {"threads": 9999}}, "target.threads=9999"),
+        ({"target": {"threads": -1}}, "target.threads=-1"),
+        ({"source": {"kind": "demo", "path": "/models/mine"}}, "source.path=/models/mine"),
+    ],
+)
+def test_impossible_values_say_the_nearest_possible(values: dict[str, Any], part: str) -> None:
+    assert part in problems(values)
+
+
+def test_a_wrong_type_hides_no_impossible_value_but_its_own() -> None:
+    text = problems(
+        {
+            "quant": {"block_size": "x", "lm_head": {"block_size": 33}, "refine": True},
+            "target": {"threads": -1},
+            "threads": "two",
+            "verify": {"max_error": {"fp32": "small"}},
+            "olive": {"passes": [{"type": 1}]},
+        }
+    )
+    for part in ("quant.block_size=x", "lm_head.block_size=33", "refine=true", "target.threads=-1"):
+        assert part in text
+    for part in ("threads=two", "verify.max_error.fp32=small", "olive.passes=1"):
+        assert part in text
+    assert text.count("next:") == 7
+
+
+def test_a_stand_in_for_a_wrong_type_is_never_blamed() -> None:
+    text = problems({"quant": {"round": "gptqq", "refine": True}})
+    assert text.count("next:") == 1 and "quant.round=gptqq" in text
+
+
+@pytest.mark.parametrize(
+    ("found", "remedy", "key", "expected"),
+    [
+        ("quant.bits=5.", "", "quant.bits", True),
+        ("quant.bits_per_weight=5.", "", "quant.bits", False),
+        ("quant.lm_head.bits=5.", "", "quant.bits", False),
+        ("quant.target_size=1MB and bits_per_weight=4.", "", "quant.bits_per_weight", True),
+        (
+            "target.kv_cache=int8 for the cpu execution provider.",
+            "",
+            "target.execution_provider",
+            1,
+        ),
+        ("A quantized embedding.", "set quant.embedding.bits=16", "quant.embedding.bits", True),
+        ("target.threads=-1.", "set target.threads=null", "threads", False),
+        ("quant.bits=x.", "text with commas needs quotes", "evaluate.text", False),
+        ("evaluate.max_kld=1.", "add evaluate=standard", "evaluate.enabled", True),
+    ],
+)
+def test_which_key_a_problem_speaks_of(found: str, remedy: str, key: str, expected: bool) -> None:
+    assert concerns(Problem(found, "", remedy), key) == bool(expected)
+
+
+def test_some_values_alone_are_judged_but_not_what_they_refer_to() -> None:
+    values = {"quant": {"bitz": 1, "bits": 5, "block_size": "${graph.context_length}"}}
+    assert [item.found for item in own_problems(values)] == [
+        "Unknown key 'quant.bitz'.",
+        "quant.bits=5.",
+    ]
+    assert not list(own_problems({}))
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_text_names_no_place(text: str) -> None:
+    said = problems({"output": text, "source": {"path": text}, "olive": {"workflow": text}})
+    assert said.count(" is empty") == 3
+
+
+def test_texts_are_told_from_other_keys() -> None:
+    texts = {"output", "source.path", "evaluate.text", "target.provider_options.x"}
+    assert {key for key in texts if is_text(key)} == texts - {"target.provider_options.x"}
+    assert not any(is_text(key) for key in ("quant.bits", "quant", "target.kv_cache", "no.key"))
+
+
+def test_paths_name_every_key() -> None:
+    assert {"quant", "quant.lm_head.bits", "verify.max_error", "output"} <= set(schema_paths())
