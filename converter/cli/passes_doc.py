@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from converter import recipe
 from converter.engine.registry import BUILT_IN, PassDescription, describe_passes
+from converter.recipe import schema as recipe
 from converter.recipe.schema import Recipe
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "passes.md"

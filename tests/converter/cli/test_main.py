@@ -175,9 +175,8 @@ def test_a_read_only_or_full_disk_is_refused(
 def test_a_disk_that_fills_up_midway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
-    from converter.folder import model_writer
-
     from converter.cli.main import main
+    from converter.output import model_writer
 
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -7,7 +7,7 @@ from pathlib import Path
 import blake3
 import pytest
 
-from converter import hashing
+from converter.storage import hashing
 from converter.storage.hashing import file_entries, hash_file, hashing_ahead
 
 
