@@ -1,23 +1,31 @@
-"""Every built-in recipe composes, and says its own command."""
+"""Every built-in recipe composes: those with a file, and each model with each export."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
 import pytest
 
-from converter.cli.compose import compose_recipe, group_choices, recipes_folder
+from converter.cli.compose import compose_recipe, compose_values, recipes_folder
+from converter.cli.tree import (
+    EXPORT,
+    RECIPE,
+    Tree,
+    built_in,
+    built_in_files,
+    built_in_models,
+    products,
+)
 from converter.engine.engine import order_problems
 from converter.engine.registry import make_passes
 from converter.model.architecture import read_architecture
 
-NAMES = group_choices("recipe")
+MODELS, EXPORTS = built_in_models(), built_in_files(EXPORT)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_recipe_composes(name: str) -> None:
+@pytest.mark.parametrize("name", built_in_files(RECIPE))
+def test_a_recipe_with_a_file_composes_and_says_its_command(name: str) -> None:
     recipe = compose_recipe([f"recipe={name}"])
     assert recipe.name == name
     assert list(order_problems(make_passes(recipe.passes))) == []
@@ -25,17 +33,40 @@ def test_recipe_composes(name: str) -> None:
     assert f"# convert recipe={name}" in text.splitlines()[:3]
 
 
-def test_every_export_of_the_family_is_there() -> None:
-    sizes, kinds = ("1_8b", "7b", "20b"), ("", "_chat")
-    exports = ("cpu_fp32", "cpu_int4", "cuda_fp16", "cuda_int4")
-    for size, kind, export in itertools.product(sizes, kinds, exports):
-        recipe = compose_recipe([f"recipe=internlm2_{size}{kind}_{export}"])
-        provider, precision = export.split("_")
-        assert recipe.target.execution_provider == provider
-        assert recipe.target.float_type == ("fp32" if provider == "cpu" else "fp16")
-        assert (recipe.quant.round == "none") == (precision != "int4")
-        assert recipe.model.chat == bool(kind)
+@pytest.mark.parametrize("export", EXPORTS)
+def test_every_model_composes_with_every_export(export: str) -> None:
+    provider, precision, *scheme = export.split("_")
+    for model in MODELS:
+        recipe = compose_recipe([f"recipe={model}_{export}"])
+        assert recipe.name == f"{model}_{export}"
+        assert recipe.model.name == model
+        assert recipe.source.kind == ("demo" if model == "demo" else "checkpoint")
+        assert recipe.target.execution_provider.lower() == provider
+        if precision.startswith("int"):
+            assert recipe.quant.round != "none" and recipe.quant.bits == int(precision[3:])
+            assert recipe.quant.calibrated == bool(scheme)
+        else:
+            assert recipe.quant.round == "none" and recipe.target.float_type == precision
+        embeds = provider in ("cpu", "cuda", "webgpu")
+        assert (recipe.quant.embedding.bits == 16) == (precision == "int4" and not embeds)
         assert recipe.verify.enabled
+
+
+def test_no_name_has_two_readings_and_no_file_hides_a_product() -> None:
+    composed = products(MODELS, EXPORTS)
+    assert len(set(composed)) == len(composed) == len(MODELS) * len(EXPORTS)
+    assert not {*composed} & {*built_in_files(RECIPE)}
+    assert len(built_in_files(RECIPE)) <= 15
+    assert built_in(RECIPE) == sorted([*composed, *built_in_files(RECIPE)])
+    tree = Tree()
+    for name in composed:
+        pair = tree.pair(name)  # raises where a name can be read in two ways
+        assert pair is not None and f"{pair.model}_{pair.export}" == name
+
+
+def test_model_and_export_are_the_recipe_of_both() -> None:
+    apart = compose_values(["export=cuda_int4", "quant.bits=8", "model=internlm2_7b"])
+    assert apart == compose_values(["recipe=internlm2_7b_cuda_int4", "quant.bits=8"])
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,11 @@ from pathlib import Path
 from converter.cli import tree
 from converter.cli.compose import compose_recipe
 from converter.cli.show import as_word
-from converter.errors import ConvertError, Problem, raise_if
+from converter.errors import ConvertError, Problem, raise_if, together_with
 from converter.teams.trust import NAME
+
+TRIAL = "folder"
+"""Name of the repository that a folder is checked as."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,10 +25,10 @@ def main(arguments: Sequence[str]) -> int:
     parsed = parser.parse_args(arguments)
     what = parsed.what
     if what is not None and not _is_recipe(what) and os.path.isdir(what):
-        names = check_folder(Path(what))
+        names = check_folder(Path(what), parsed.overrides)
     else:
         names = [what] if what else tree.choices(tree.RECIPE)
-    check_recipes(names, parsed.overrides)
+        check_recipes(names, parsed.overrides)
     print(f"{len(names)} recipe{'s' if len(names) != 1 else ''} checked, no problem")
     return 0
 
@@ -50,11 +53,11 @@ def check_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> None:
     raise_if(problems)
 
 
-def check_folder(folder: Path) -> list[str]:
-    """Check a repository's working tree as `repo add` will; the recipes' paths to compose.
+def check_folder(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
+    """Check a repository's working tree as `repo add` will; give the names of its recipes.
 
     Raises:
-        ConvertError: lists what a foreign repository may not have.
+        ConvertError: lists what a foreign repository may not have, and its recipes' problems.
     """
     root = folder.resolve()
     links = [path for path in root.rglob("*") if path.is_symlink() and ".git" not in path.parts]
@@ -62,16 +65,30 @@ def check_folder(folder: Path) -> list[str]:
         Problem(f"{path} is a link.", "plain files only", "replace it by a file") for path in links
     )
     found = tree.local_tree(root)
-    if not any(path.startswith(f"{tree.RECIPE}/") for path in found):
+    files = [str(root / path) for path in found if path.startswith(f"{tree.RECIPE}/")]
+    products = tree.own_products(found)
+    if not files and not products:
         raise ConvertError(
             Problem(
-                f"{root} has no recipe/NAME.yaml.",
-                "a folder with the folders of recipes/: recipe, quant, target, …",
+                f"{root} has no recipe/NAME.yaml, model/NAME.yaml or export/NAME.yaml.",
+                "a folder with the folders of recipes/: recipe, model, export, quant, …",
                 "convert repo init FOLDER writes one to start from",
             )
         )
     tree.check_files(root.name, found)
-    return [str(root / path) for path in found if path.startswith(f"{tree.RECIPE}/")]
+    with tree.trial(TRIAL, found):
+        composed = [f"{TRIAL}/{name}" for name in products]
+        with together_with(_problems_of(files, overrides)):
+            check_recipes(composed, overrides)
+    return [*files, *composed]
+
+
+def _problems_of(names: Sequence[str], overrides: Sequence[str]) -> list[Problem]:
+    try:
+        check_recipes(names, overrides)
+    except ConvertError as error:
+        return list(error.problems)
+    return []
 
 
 def _is_recipe(word: str) -> bool:

@@ -14,14 +14,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from converter.cli.tree import (
+    EXPORT,
+    MODEL,
     OWN,
     PRIMARY,
     RECIPE,
     Tree,
     built_in,
+    choices,
     is_foreign,
     local_file,
     merge,
+    product_name,
     recipes_folder,
     slots,
     unknown_choice,
@@ -93,11 +97,16 @@ def prepare(words: Sequence[str], sweep: bool = False) -> Prepared:
         ConvertError: lists every word that cannot be used, with the nearest one that can, what is
             wrong in the files that they name, and, but for a sweep, in what the others compose to.
     """
+    words, beside = _with_export(words, sweep)
     tree, read = _with_local(words)
     items = [parse_word(word, sweep) if isinstance(word, str) else word for word in read]
     refused = [[*_override_problems(item, tree, sweep)] for item in items]
     sound = [item for item, found in zip(items, refused, strict=True) if not found]
-    problems = [*_recipe_problems(words), *(problem for found in refused for problem in found)]
+    problems = [
+        *beside,
+        *_recipe_problems(words),
+        *(problem for found in refused for problem in found),
+    ]
     problems += _file_problems(items, tree)
     if problems:
         lost = [_key(word) for word, found in zip(words, refused, strict=True) if found]
@@ -135,6 +144,40 @@ def _with_local(words: Sequence[str]) -> tuple[Tree, list[str | Problem]]:
     return tree, found
 
 
+def _with_export(words: Sequence[str], sweep: bool) -> tuple[list[str], list[Problem]]:
+    """The words with model=M export=E replaced by the recipe that the two compose."""
+    given = {_key(word): word.partition("=")[2] for word in words}
+    if EXPORT not in given:
+        return list(words), []
+    problems = list(_export_problems(given, sweep))
+    others = [word for word in words if _key(word) not in (MODEL, EXPORT)]
+    if problems:
+        return [word for word in others if _key(word) != RECIPE] + [f"{RECIPE}=demo"], problems
+    models, exports = (_listed(given[key], sweep) for key in (MODEL, EXPORT))
+    names = [product_name(model, export) for model in models for export in exports]
+    return [f"{RECIPE}={','.join(names)}", *others], []
+
+
+def _export_problems(given: Mapping[str, str], sweep: bool) -> Iterator[Problem]:
+    """Why model=M export=E, among the given words, is no recipe."""
+    if RECIPE in given or MODEL not in given:
+        beside = f"{RECIPE}={given[RECIPE]}" if RECIPE in given else "no model"
+        yield Problem(
+            f"export={given[EXPORT]} stands beside {beside}.",
+            "model=NAME export=NAME, or recipe=NAME alone",
+            f"write model=NAME export={given[EXPORT]}; `convert list` has the models",
+        )
+        return
+    for key in (MODEL, EXPORT):
+        for name in _listed(given[key], sweep):
+            if name not in choices(key):
+                yield unknown_choice(key, name)
+
+
+def _listed(value: str, sweep: bool) -> list[str]:
+    return _unquoted(value).split(",") if sweep else [_unquoted(value)]
+
+
 def _unquoted(value: str) -> str:
     """The value without the quotes around it, if there are any."""
     quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
@@ -159,7 +202,8 @@ def _foreign_nodes(
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     while wanted:
         slot, choice = wanted.pop()
-        if not is_foreign(choice) or (slot, choice) in found:
+        composed = slot == RECIPE and tree.pair(choice) is not None
+        if not (is_foreign(choice) or composed) or (slot, choice) in found:
             continue
         piece = tree.piece(slot, choice)
         chosen = [{f"override /{name}": option} for name, (option, _) in piece.choices.items()]
@@ -287,7 +331,11 @@ def _chosen(overrides: Iterable[Any]) -> Iterator[tuple[str, str]]:
 def _recipe_problems(words: Iterable[str]) -> Iterator[Problem]:
     """No recipe, nor a word that was meant to be one."""
     if not any(_key(word) == RECIPE or "=" not in word for word in words):
-        yield Problem("No recipe is given.", "recipe=NAME", "add recipe=NAME, such as recipe=demo")
+        yield Problem(
+            "No recipe is given.",
+            "recipe=NAME, or model=NAME export=NAME",
+            "add recipe=NAME, such as recipe=demo",
+        )
 
 
 def _further_problems(sound: Sequence[Any], lost: Sequence[str], tree: Tree) -> list[Problem]:
@@ -358,7 +406,8 @@ def register(nodes: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
     for (slot, choice), node in nodes.items():
         home, _, name = choice.rpartition("/")
         package = "_global_" if slot == RECIPE else slot
-        store.store(group=f"{slot}/{home}", name=name, node=dict(node), package=package)
+        group = f"{slot}/{home}" if home else slot
+        store.store(group=group, name=name, node=dict(node), package=package)
 
 
 def _compose(

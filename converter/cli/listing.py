@@ -1,4 +1,9 @@
-"""`convert list [WORD …]`: recipes, one line each; `list passes` and `list SLOT` list the rest."""
+"""`convert list [WORD …]`: what there is to convert, and to what.
+
+Without words: the models and the exports, whose names joined by `_` are recipes, and the recipes
+that have a file. With words: every recipe that has them all, one line each. `list passes`,
+`list SLOT` and `list export` print names alone.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from converter.cli.tree import PRIMARY, RECIPE, SWEEP, Tree, built_in_values, choices, folders
+from converter.cli.tree import (
+    EXPORT,
+    MODEL,
+    PRIMARY,
+    RECIPE,
+    SWEEP,
+    Tree,
+    built_in_values,
+    choices,
+    folders,
+)
 from converter.errors import ConvertError, Problem
 
 
@@ -21,7 +36,7 @@ class Line:
     target: str
 
     def __str__(self) -> str:
-        first = f"{self.name:<42}{self.source:<36}{self.size:>8}"
+        first = f"{self.name:<43} {self.source:<35} {self.size:>8}"
         return f"{first}  {self.precision:<17} {self.target}".rstrip()
 
 
@@ -35,9 +50,48 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(_passes()))
     elif words and words[0] in folders() and words[0] != RECIPE:
         print("\n".join(choices(words[0])))
-    else:
+    elif words:
         _print_recipes([word for word in words if word != RECIPE])
+    else:
+        print("\n".join(overview()))
     return 0
+
+
+def overview() -> list[str]:
+    """Two short tables, of the models and of the exports, then the recipes with files."""
+    tree, files = Tree(), [name for name in choices(RECIPE) if Tree().pair(name) is None]
+    models = [name for name in choices(MODEL) if tree.piece(MODEL, name).merged().get("name")]
+    sweeps = choices(SWEEP)
+    return [
+        f"{'model':<28}{'repository':<36}{'size':>8}",
+        *(_model_line(name, tree) for name in models),
+        "",
+        f"{'export':<22}{'precision':<16} for",
+        *(_export_line(name, tree) for name in choices(EXPORT)),
+        "",
+        "A recipe is MODEL_EXPORT: convert recipe=internlm2_7b_chat_cuda_int4",
+        f"Recipes with a file: {', '.join(files)}",
+        f"Sweeps (convert -m sweep=NAME): {', '.join(sweeps)}",
+        "`convert list 7b cuda` prints the recipes that have both words.",
+    ]
+
+
+def _model_line(name: str, tree: Tree) -> str:
+    model = tree.piece(MODEL, name).merged()
+    size = parameters(model.get("config") or {})
+    return f"{name:<27} {model.get('repo') or '':<36}{size:>8}".rstrip()
+
+
+def _export_line(name: str, tree: Tree) -> str:
+    piece = tree.piece(EXPORT, name)
+    chosen = _defaults() | {slot: option for slot, (option, _) in piece.choices.items()}
+    values = piece.merged()
+    target, quant = (
+        {**tree.piece(slot, chosen[slot]).merged(), **values.get(slot, {})}
+        for slot in ("target", "quant")
+    )
+    text = precision(chosen["quant"], quant, target)
+    return f"{name:<21} {text:<16} {target.get('execution_provider', 'cpu')}"
 
 
 def recipe_line(name: str, tree: Tree) -> Line:
@@ -97,9 +151,6 @@ def _print_recipes(words: Sequence[str]) -> None:
             )
         )
     print("\n".join(map(str, [HEAD, *found])))
-    sweeps = choices(SWEEP)
-    if sweeps and not words:
-        print(f"\nSweeps (convert -m sweep=NAME): {', '.join(sweeps)}")
 
 
 def _passes() -> list[str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from converter.recipe.schema import Recipe
 
 VERBS = {
-    "list": ("converter.cli.listing", "recipes, one line each; words filter; `list passes`"),
+    "list": ("converter.cli.listing", "models, exports and recipes; words filter"),
     "show": ("converter.cli.show", "a composed recipe, and where each value comes from"),
     "diff": ("converter.cli.show:diff", "what two recipes do differently"),
     "check": ("converter.cli.check", "validate recipes, or a folder of them, without running"),
@@ -245,33 +245,21 @@ def _interrupt(*_: Any) -> None:
 
 
 def help_text() -> str:
-    """What `convert` alone prints."""
-    from converter.cli.compose import group_choices, groups
-
-    slots = {group: group_choices(group) for group in groups() if group != "recipe"}
-    lines = [
-        "convert: put a language model on ONNX Runtime GenAI, as a recipe says.",
-        "",
-        "  convert recipe=NAME [source.path=FOLDER] [output=FOLDER] [overwrite=true] [key=value …]",
-        "  convert -m recipe=NAME key=a,b …    a sweep over all combinations, or -m sweep=NAME",
-        *(f"  convert {verb:<28}{what}" for verb, (_, what) in VERBS.items()),
-        "",
-        "Try it:  convert recipe=demo",
-        "",
-        "Recipes (`convert list 7b cuda` shows those with both words, and what each is):",
-        *_columns(group_choices("recipe")),
-        "",
-        "Slots, each with its choices (slot=choice, or slot.key=value):",
-        *(f"  {group:<12}{', '.join(choices)}" for group, choices in slots.items()),
-    ]
-    return "\n".join(lines)
-
-
-def _columns(names: Sequence[str], width: int = 100) -> list[str]:
-    cell = max(map(len, names), default=0) + 2
-    count = max(1, (width - 2) // cell)
-    rows = [names[index : index + count] for index in range(0, len(names), count)]
-    return ["  " + "".join(f"{name:<{cell}}" for name in row).rstrip() for row in rows]
+    """What `convert` alone prints: one screen."""
+    verbs = [f"{verb:<13}{what}" for verb, (_, what) in VERBS.items()]
+    return "\n".join(
+        [
+            "convert: put a language model on ONNX Runtime GenAI; a YAML recipe says how.",
+            "",
+            "  convert recipe=NAME [source.path=FOLDER] [output=FOLDER] [slot=choice] [key=value]",
+            "  convert model=NAME export=NAME …    the same for recipe=MODEL_EXPORT",
+            "  convert -m recipe=NAME key=a,b …    a sweep over all combinations, or -m sweep=NAME",
+            "",
+            *(f"  convert {line}" for line in verbs),
+            "",
+            "Try `convert recipe=demo`; then `convert list` and `convert VERB --help`.",
+        ]
+    )
 
 
 def entry() -> None:

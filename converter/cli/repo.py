@@ -31,8 +31,9 @@ Recipes for `convert`. Use them with
     convert repo add {name} URL
     convert recipe={name}/example_int8
 
-Folders are those of convert's own recipes: recipe/ holds complete recipes, quant/, target/ and the
-others hold choices that a recipe may name. `convert check .` validates everything.
+Folders are those of convert's own recipes: recipe/ holds complete recipes, model/ and export/ what
+recipes are composed of ({name}/MODEL_EXPORT, with convert's own models and exports too), quant/,
+target/ and the others choices that a recipe may name. `convert check .` validates everything.
 """,
     "recipe/example_int8.yaml": """# @package _global_
 # convert recipe={name}/example_int8
@@ -121,7 +122,8 @@ def list_repositories() -> None:
     """Print each repository with its commit and number of recipes."""
     found = repositories()
     for item in found.values():
-        count = sum(path.startswith("recipe/") for path in tree.repository_tree(item.name))
+        files = tree.repository_tree(item.name)
+        count = len(tree.own_names(files, tree.RECIPE)) + len(tree.own_products(files))
         followed = item.rev or "default branch"
         print(f"{item.name:<20}{item.commit[:12]}  {followed:<16}{count:>4} recipes  {item.url}")
     if not found:
@@ -165,9 +167,9 @@ def _pin(repository: Repository, lock: Path) -> None:
     name = repository.name
     found = read_files(repository, tree.folders())
     tree.check_files(name, found)
-    recipes = [path for path in found if path.startswith("recipe/")]
-    with tree.trial(repository, found):
-        check_recipes([f"{name}/{Path(path).stem}" for path in recipes])
+    recipes = [*tree.own_names(found, tree.RECIPE), *tree.own_products(found)]
+    with tree.trial(name, found):
+        check_recipes([f"{name}/{recipe}" for recipe in recipes])
     write_pins(lock, {**before, name: repository})
     print(f"{name}: {len(recipes)} recipes at {repository.commit[:12]}, pinned in {lock}")
 

@@ -3,6 +3,9 @@
 Three kinds of places hold recipe files: this package (`demo`), a team's repository (`acme/demo`),
 and the user's own folder (`./demo.yaml`, which becomes `local/demo`). Files of the last two are
 checked by `converter.teams.trust` and flattened here into plain values: Hydra sees data only.
+
+A recipe without a file is composed of a model and an export: `internlm2_7b_cuda_int4` is
+model/internlm2_7b with export/cuda_int4. A file of that name wins.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConvertError, Problem, raise_if
 from converter.recipe.validation import nearest_names
-from converter.teams.trust import NAME, name_problems, parse_built_in, parse_foreign
+from converter.teams.trust import NAME, WHOLE, name_problems, parse_built_in, parse_foreign
 
 if TYPE_CHECKING:
     from converter.teams.repositories import Repository
@@ -27,7 +30,7 @@ PRIMARY = "convert"
 LOCAL = "local"
 OWN = f"{LOCAL}/_file"
 """The option that stands for the user's file, whatever its name; no file can be called so."""
-RECIPE, SWEEP = "recipe", "sweep"
+RECIPE, SWEEP, MODEL, EXPORT, SOURCE = "recipe", "sweep", "model", "export", "source"
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,19 @@ class Piece:
             merged = merge(merged, layer.values)
         return merged
 
+    def follow(self, other: Piece) -> None:
+        """Put this piece on top of another, which it builds on."""
+        self.layers = [*other.layers, *self.layers]
+        self.choices = other.choices | self.choices
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The model and the export that a recipe without a file is composed of."""
+
+    model: str
+    export: str
+
 
 @dataclass
 class Survey:
@@ -73,26 +89,53 @@ def recipes_folder() -> Path:
 
 @lru_cache(maxsize=1)
 def folders() -> tuple[str, ...]:
-    """Names of all folders of the tree: the slots, recipe and sweep."""
+    """Names of all folders of the tree: the slots, recipe, export and sweep."""
     found = (path for path in recipes_folder().iterdir() if path.is_dir())
     return tuple(sorted(path.name for path in found if path.name[0] not in "_."))
 
 
 def slots() -> list[str]:
     """Names of the slots, and `recipe`."""
-    return [name for name in folders() if name != SWEEP]
+    return [name for name in folders() if name not in (SWEEP, EXPORT)]
+
+
+@lru_cache(maxsize=64)
+def built_in_files(folder: str) -> list[str]:
+    """Names of the built-in files of a folder of the tree."""
+    return sorted(path.stem for path in (recipes_folder() / folder).glob("*.yaml"))
 
 
 @lru_cache(maxsize=64)
 def built_in(folder: str) -> list[str]:
-    """Names of the built-in files of a folder of the tree."""
-    return sorted(path.stem for path in (recipes_folder() / folder).glob("*.yaml"))
+    """Names of a folder's built-in choices: its files, and the recipes composed without one."""
+    if folder != RECIPE:
+        return built_in_files(folder)
+    composed = products(built_in_models(), built_in_files(EXPORT))
+    return sorted({*built_in_files(RECIPE), *composed})
+
+
+def built_in_models() -> list[str]:
+    """Built-in models that have a name of their own; the others are what those build on."""
+    return [n for n in built_in_files(MODEL) if built_in_values(f"{MODEL}/{n}.yaml").get("name")]
+
+
+def products(models: Iterable[str], exports: Iterable[str]) -> list[str]:
+    """Names of the recipes that are composed of each of the models with each of the exports."""
+    listed = list(exports)
+    return [f"{model}_{export}" for model in models for export in listed]
 
 
 @lru_cache(maxsize=1024)
 def built_in_values(path: str) -> Mapping[str, Any]:
     """What a built-in file holds; `path` is below recipes/."""
     return parse_built_in((recipes_folder() / path).read_bytes())
+
+
+def product_name(model: str, export: str) -> str:
+    """Name of the recipe of a model and an export; the home of either is the recipe's."""
+    (own, _, first), (other, _, second) = model.rpartition("/"), export.rpartition("/")
+    home = own or other
+    return f"{home}/{first}_{second}" if home else f"{first}_{second}"
 
 
 def choices(folder: str) -> list[str]:
@@ -102,9 +145,25 @@ def choices(folder: str) -> list[str]:
 
 def _foreign_names(folder: str) -> Iterator[tuple[str, str]]:
     for name in known_repositories():
-        for path in repository_tree(name):
-            if path.startswith(f"{folder}/"):
-                yield name, path.removeprefix(f"{folder}/").removesuffix(".yaml")
+        files = repository_tree(name)
+        yield from ((name, choice) for choice in own_names(files, folder))
+        if folder == RECIPE:
+            yield from ((name, choice) for choice in own_products(files))
+
+
+def own_names(files: Iterable[str], folder: str) -> list[str]:
+    """Names of a folder's files among the paths of a repository."""
+    paths = (path for path in files if path.startswith(f"{folder}/"))
+    return [path.removeprefix(f"{folder}/").removesuffix(".yaml") for path in paths]
+
+
+def own_products(files: Iterable[str]) -> list[str]:
+    """Names of the recipes that a repository's models and exports compose with all others."""
+    listed = list(files)
+    models, exports = own_names(listed, MODEL), own_names(listed, EXPORT)
+    own = products(models, [*exports, *built_in_files(EXPORT)])
+    composed = [*own, *products(built_in_models(), exports)]
+    return [name for name in composed if f"{RECIPE}/{name}.yaml" not in listed]
 
 
 _trial: dict[str, Mapping[str, bytes]] = {}
@@ -133,13 +192,13 @@ def repository_tree(name: str) -> Mapping[str, bytes]:
 
 
 @contextmanager
-def trial(repository: Repository, tree: Mapping[str, bytes]) -> Iterator[None]:
-    """Use a repository's files before it is pinned."""
-    _trial[repository.name] = tree
+def trial(name: str, tree: Mapping[str, bytes]) -> Iterator[None]:
+    """Use a repository's files, under this name, before it is pinned."""
+    _trial[name] = tree
     try:
         yield
     finally:
-        del _trial[repository.name]
+        del _trial[name]
 
 
 @lru_cache(maxsize=64)
@@ -185,17 +244,61 @@ class Tree:
         """
         if choice in above:
             raise ConvertError(self._circular(folder, (*above, choice)))
+        pair = self.pair(choice) if folder == RECIPE else None
+        if pair is not None:
+            return self._composed(pair)
         label, values = self._read(folder, choice)
         piece, home = Piece(), choice.rpartition("/")[0]
         for slot, name in _named_in(folder, values.pop("defaults", [])):
             option = self.qualified(slot, name, home)
             if slot == folder:
-                base = self.piece(folder, option, (*above, choice))
-                piece.layers += base.layers
-                piece.choices |= base.choices
+                piece.follow(self.piece(folder, option, (*above, choice)))
             else:
                 piece.choices[slot] = option, label
         piece.layers.append(Layer(label, values))
+        return piece
+
+    def pair(self, choice: str) -> Pair | None:
+        """What the recipe `choice` is composed of; None for one that has a file or that is unknown.
+
+        Raises:
+            ConvertError: the name can be read in two ways.
+        """
+        home, _, name = choice.rpartition("/")
+        if choice == OWN or self._has_file(RECIPE, name, home):
+            return None
+        parts = name.split("_")
+        splits = (("_".join(parts[:at]), "_".join(parts[at:])) for at in range(1, len(parts)))
+        found = [
+            Pair(self.qualified(MODEL, model, home), self.qualified(EXPORT, export, home))
+            for model, export in splits
+            if self._has(MODEL, model, home) and self._has(EXPORT, export, home)
+        ]
+        if home:  # one part at least is the repository's own
+            found = [pair for pair in found if is_foreign(pair.model) or is_foreign(pair.export)]
+        if len(found) > 1:
+            raise ConvertError(_ambiguous(choice, found))
+        return found[0] if found else None
+
+    def _has(self, folder: str, name: str, home: str) -> bool:
+        """Whether a file of `home` can name this choice: its own, or a built-in one."""
+        known = built_in_models() if folder == MODEL else built_in_files(folder)
+        return self._has_file(folder, name, home) or name in known
+
+    def _has_file(self, folder: str, name: str, home: str) -> bool:
+        """Whether `home` itself has a file of this name; the package has no home."""
+        if not home:
+            return name in built_in_files(folder)
+        return f"{folder}/{name}.yaml" in self._tree(home)
+
+    def _composed(self, pair: Pair) -> Piece:
+        """The recipe of a model and an export; the model may say which source goes with it."""
+        piece, model = self.piece(EXPORT, pair.export), self.piece(MODEL, pair.model)
+        label = model.layers[-1].label
+        source = model.merged().get(SOURCE)
+        if source is not None:
+            piece.choices[SOURCE] = str(source), label
+        piece.choices[MODEL] = pair.model, label
         return piece
 
     def survey(self, folder: str, choice: str) -> Survey:
@@ -211,6 +314,12 @@ class Tree:
             return
         found.seen.add((folder, choice))
         try:
+            pair = self.pair(choice) if folder == RECIPE else None
+            if pair is not None:
+                for part, option in ((MODEL, pair.model), (EXPORT, pair.export)):
+                    if is_foreign(option):
+                        self._survey(part, option, (), found)
+                return
             label, values = self._read(folder, choice)
         except ConvertError as error:
             found.broken += error.problems
@@ -222,7 +331,7 @@ class Tree:
                 self._survey(slot, option, (*above, choice) if slot == folder else (), found)
             elif option not in built_in(slot):
                 found.broken.append(self._unknown_in(label, folder, slot, name, home))
-        found.layers.append(Layer(label, values if folder == RECIPE else {folder: values}))
+        found.layers.append(Layer(label, values if folder in WHOLE else {folder: values}))
 
     def recipe_name(self, choice: str) -> str:
         """The name of a recipe that states none: its file's."""
@@ -234,8 +343,10 @@ class Tree:
         """A name in a repository's file: its own file where it has one, or else the built-in."""
         if home == LOCAL and folder == RECIPE and self.local and name == self.local.stem:
             return OWN
-        own = f"{folder}/{name}.yaml" in self._tree(home) if home else False
-        return f"{home}/{name}" if own else name
+        if not home or name in built_in_files(folder):
+            return name
+        composed = folder == RECIPE and self.pair(f"{home}/{name}") is not None
+        return f"{home}/{name}" if composed or self._has_file(folder, name, home) else name
 
     def _read(self, folder: str, choice: str) -> tuple[str, dict[str, Any]]:
         home, _, name = choice.rpartition("/")
@@ -244,7 +355,7 @@ class Tree:
             name = self.local.stem
         path = f"{folder}/{name}.yaml"
         if not home:
-            if name not in built_in(folder):
+            if name not in built_in_files(folder):
                 raise ConvertError(unknown_choice(folder, choice))
             return f"recipes/{path}", dict(built_in_values(path))
         content = self._tree(home).get(path)
@@ -336,6 +447,16 @@ def unknown_choice(folder: str, choice: str) -> Problem:
     elif home != LOCAL and NAME.fullmatch(home) and home not in known_repositories():
         remedy = f"`convert repo add {home} URL`, or {remedy}"
     return Problem(f"Unknown {folder} {choice!r}.", among, remedy)
+
+
+def _ambiguous(choice: str, found: Iterable[Pair]) -> Problem:
+    """The problem of a composed name that a model and an export give in two ways."""
+    shown = [f"model={pair.model} export={pair.export}" for pair in found]
+    return Problem(
+        f"The recipe {choice!r} can be read as {' or as '.join(shown)}.",
+        "a name with one reading",
+        "rename one of these models or exports",
+    )
 
 
 def _nearest(name: str, known: list[str]) -> tuple[str, str]:

@@ -29,6 +29,8 @@ class ModelConfig:
     name: str = ""
     repo: str | None = None
     """Repository on the hub, such as internlm/internlm2-7b."""
+    source: str | None = None
+    """Choice of the slot `source` that its composed recipes take; null means `checkpoint`."""
     chat: bool = False
     """Whether it is made for chats, and its source should have a chat template."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -174,6 +176,9 @@ class TargetConfig:
     """One matrix for the feed-forward's gate and up projections."""
     fused_norm: bool = True
     """RMSNorm as (Skip)SimplifiedLayerNormalization; false spells it out in plain operators."""
+    embedding_bits: Literal[16] | None = None
+    """16 where the provider has no kernel for a quantized embedding: the schemes of recipes/quant
+    then leave it in the graph's float type. null lets the scheme decide."""
     quantized_weights: Literal["MatMulNBits", "DequantizeLinear"] = "MatMulNBits"
     """Operator that holds a quantized matrix; DequantizeLinear stands in front of a MatMul."""
     accuracy_level: Literal[0, 1, 2, 3, 4] = 0

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from command import CONVERT, TINY
 
+from converter.cli.main import VERBS
+
 
 def run(*words: str, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -21,11 +23,16 @@ def run(*words: str, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
-def test_help_lists_recipes_slots_and_the_first_command(tmp_path: Path, words: list[str]) -> None:
+def test_help_fits_on_a_screen_and_names_the_first_commands(
+    tmp_path: Path, words: list[str]
+) -> None:
     result = run(*words, cwd=tmp_path)
     assert result.returncode == 0
-    for part in ("convert recipe=demo", "internlm2_7b_chat_cuda_int4", "quant", "source.path="):
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 30 and max(map(len, lines)) <= 100
+    for part in ("convert recipe=demo", "convert list", "export=NAME", "source.path="):
         assert part in result.stdout
+    assert all(f"  convert {verb} " in result.stdout for verb in VERBS)
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -14,7 +14,7 @@ from converter.cli import show, tree
 from converter.cli.compose import compose_recipe, compose_values
 from converter.cli.listing import parameters
 from converter.cli.main import main
-from converter.cli.tree import built_in
+from converter.cli.tree import built_in, built_in_files, built_in_models
 
 LIGHT = ("torch", "hydra", "onnx_ir", "transformers", "numpy", "pydantic", "omegaconf")
 
@@ -52,11 +52,15 @@ def test_what_must_feel_instant_imports_nothing_heavy(words: list[str]) -> None:
     assert result.stderr.strip() == "[]"
 
 
-def test_list_has_every_recipe_and_filters_by_all_words(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = said(capsys, "list").splitlines()
-    assert [line.split()[0] for line in lines[1:] if line and "Sweeps" not in line] == built_in(
-        "recipe"
-    )
+def test_list_has_models_exports_files_and_filters_by_all_words(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = said(capsys, "list")
+    names = {line.split()[0] for line in text.splitlines() if line}
+    assert names >= {*built_in_models(), *built_in_files("export")}
+    assert all(name in text for name in built_in_files("recipe"))
+    every = said(capsys, "list", "i").splitlines()[1:]
+    assert [line.split()[0] for line in every] == built_in("recipe")
     lines = said(capsys, "list", "7B", "chat", "cuda").splitlines()[1:]
     assert lines and all("7b" in line and "chat" in line and "cuda" in line for line in lines)
     assert "convert list" in refused(capsys, "list", "nothing-like-this")

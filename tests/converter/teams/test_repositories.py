@@ -70,6 +70,42 @@ def test_added_recipes_compose_with_their_own_choices(acme: Path) -> None:
     assert "team/tiny" in tree.choices("recipe")
 
 
+EXPORT = """# @package _global_
+defaults:
+  - override /target: cpu
+  - override /quant: wide
+"""
+MODEL = "defaults: [internlm2_1_8b]\nname: ours\nrepo: us/ours\n"
+
+
+def test_a_model_and_an_export_of_a_team_compose_with_all_others(acme: Path) -> None:
+    files = {"export/cpu_wide.yaml": EXPORT, "model/ours.yaml": MODEL}
+    commit(acme, files | {"recipe/built.yaml": "defaults: [ours_cpu_wide]\nthreads: 1\n"})
+    repo.main(["add", "team", str(acme)])
+    for name, model, bits in (
+        ("team/ours_cpu_wide", "us/ours", 8),
+        ("team/ours_cuda_int4", "us/ours", 4),
+        ("team/internlm2_7b_cpu_wide", "internlm/internlm2-7b", 8),
+        ("team/built", "us/ours", 8),
+    ):
+        recipe = compose_recipe([f"recipe={name}"])
+        assert (recipe.model.repo, recipe.quant.bits) == (model, bits)
+        assert recipe.name == name.replace("/", "_")
+        assert name in tree.choices("recipe")
+    words = ["model=internlm2_7b", "export=team/cpu_wide"]
+    assert compose_recipe(words).name == "team_internlm2_7b_cpu_wide"
+    # Nothing of the team is in this one, so it has one name alone.
+    with pytest.raises(ConvertError, match="Unknown recipe 'team/internlm2_7b_cuda_int4'"):
+        compose_recipe(["recipe=team/internlm2_7b_cuda_int4"])
+
+
+def test_a_name_with_two_readings_names_both(acme: Path) -> None:
+    commit(acme, {"export/b_c.yaml": EXPORT, "export/c.yaml": EXPORT})
+    commit(acme, {"model/a.yaml": MODEL, "model/a_b.yaml": MODEL})
+    with pytest.raises(ConvertError, match="model=team/a export=team/b_c or as model=team/a_b"):
+        repo.main(["add", "team", str(acme)])
+
+
 def test_pinned_commit_stays_until_update(acme: Path) -> None:
     repo.main(["add", "team", str(acme)])
     commit(acme, {"quant/wide.yaml": WIDE.replace("8", "4")})

@@ -133,7 +133,7 @@ def test_a_plain_recipe_passes_unchanged() -> None:
 
 @pytest.mark.parametrize("folder", [name for name in tree.folders() if name != "convert"])
 def test_built_in_files_would_pass_as_foreign_ones(folder: str) -> None:
-    for name in tree.built_in(folder):
+    for name in tree.built_in_files(folder):
         path = tree.recipes_folder() / folder / f"{name}.yaml"
         parse_foreign(str(path), path.read_bytes(), folder, tree.folders())
 
