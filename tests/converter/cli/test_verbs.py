@@ -59,7 +59,7 @@ def test_list_has_models_exports_files_and_filters_by_all_words(
     names = {line.split()[0] for line in text.splitlines() if line}
     assert names >= {*built_in_models(), *built_in_files("export")}
     assert all(name in text for name in built_in_files("recipe"))
-    every = said(capsys, "list", "i").splitlines()[1:]
+    every = said(capsys, "list", "m").splitlines()[1:]
     assert [line.split()[0] for line in every] == built_in("recipe")
     lines = said(capsys, "list", "7B", "chat", "cuda").splitlines()[1:]
     assert lines and all("7b" in line and "chat" in line and "cuda" in line for line in lines)
