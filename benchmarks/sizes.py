@@ -16,9 +16,10 @@ from typing import Any
 from converter.cli.compose import compose_recipe
 from converter.engine.engine import Run
 from converter.engine.registry import make_passes
-from converter.output.model_writer import data_size, model_weights, place_tensors
+from converter.graph.tensors import model_weights
 from converter.output.staging import Staging
 from converter.speed.benchmarking import cache_bytes_per_token, graph_bytes_per_token
+from converter.weights.placement import data_size, place_tensors
 
 MODELS = ("internlm2_1_8b", "internlm2_7b", "internlm2_20b")
 KINDS = {

@@ -6,20 +6,14 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from converter.engine.artifacts import Package
 from converter.engine.engine import Pass, Run
 from converter.errors import Problem
 from converter.model.decoder import Decoder
+from converter.output.package import Package
+from converter.providers import is_available
 from converter.recipe.schema import Recipe
 from converter.runtime.session import missing_runtime
 from converter.speed.benchmarking import Report, bench
-
-AVAILABLE = {
-    "cuda": "is_cuda_available",
-    "dml": "is_dml_available",
-    "webgpu": "is_webgpu_available",
-}
-"""Provider to the runtime's function that says whether this build has it."""
 
 
 class Benchmark(Pass[Package, Package]):
@@ -58,16 +52,6 @@ class Benchmark(Pass[Package, Package]):
 
     def summary(self, given: Package) -> str:
         return self._summary
-
-
-def is_available(provider: str) -> bool:
-    """Whether the installed onnxruntime-genai can run on `provider`."""
-    if provider == "cpu":
-        return True
-    import onnxruntime_genai as og
-
-    test = getattr(og, AVAILABLE.get(provider, ""), None)
-    return bool(test and test())
 
 
 def facts(report: Report) -> dict[str, Any]:

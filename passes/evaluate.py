@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.engine.artifacts import Graph, Package
 from converter.engine.engine import Pass, Run
 from converter.errors import ConvertError, Problem
-from converter.evaluation.charts import LinearError, layer_errors
+from converter.evaluation.charts import layer_errors
 from converter.evaluation.folder_evaluation import (
     evaluate_folder,
     folder_chunks,
@@ -23,16 +22,20 @@ from converter.evaluation.folder_evaluation import (
 from converter.evaluation.memory import evaluation_memory
 from converter.evaluation.reference_logits import reference_disk, stored_reference
 from converter.evaluation.statistics import Estimate
+from converter.graph.graph import Graph
+from converter.graph.tensors import model_weights
 from converter.machine.disk import Room
 from converter.model.checkpoint import TOKENIZERS
 from converter.model.decoder import Decoder
-from converter.output.model_writer import data_size, model_weights, place_tensors
+from converter.output.package import Package
 from converter.output.staging import replacing
+from converter.quantization.linear_error import LinearError
 from converter.recipe.schema import Recipe
 from converter.runtime.session import ONNXRUNTIME, missing_runtime
 from converter.storage.cache import FOLDER_VARIABLE, Cache, cache_folder
 from converter.text.folder_tokenizer import source_tokenizer
 from converter.text.texts import load_text
+from converter.weights.placement import data_size, place_tensors
 
 
 class Evaluate(Pass[Package, Package]):

@@ -16,22 +16,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, cast
 
-from converter.engine.artifacts import Graph
 from converter.engine.engine import Pass, Run
 from converter.engine.memory import writing_memory
 from converter.errors import Problem
+from converter.graph.formats import indivisible, quantized_bytes
+from converter.graph.graph import Graph
+from converter.graph.quantized_operators import quantized_graph
+from converter.graph.template import build_graph
+from converter.graph.tensors import model_weights
 from converter.machine.disk import Room
 from converter.model.decoder import Decoder
 from converter.output.genai_config import TokenIds, genai_config
-from converter.output.model_writer import model_weights, write_model
+from converter.output.model_writer import write_model
 from converter.output.place import output_folder
-from converter.output.staging import Staging
-from converter.quantization.formats import indivisible, quantized_bytes
 from converter.recipe.schema import QuantConfig, Recipe
 from converter.speed.benchmarking import CONFIG
 from converter.speed.tuning import ANSWER, Trial, fastest, race
-from passes.graph import BuildGraph
-from passes.quantize import quantized_graph
 
 BLOCK_SIZE = "quant.block_size"
 HEAD_BITS = "quant.lm_head.bits"
@@ -175,7 +175,7 @@ def variant_bytes(recipe: Recipe, decoder: Decoder) -> int:
 def write_variant(artifact: Graph, recipe: Recipe, folder: Path) -> None:
     """Write what the runtime needs to generate from token ids, rounded to nearest."""
     folder.mkdir()
-    built = BuildGraph().run(artifact.decoder, Run(recipe, Staging.nowhere()))
+    built = build_graph(artifact.decoder, recipe)
     write_model(quantized_graph(built, recipe).model, folder, recipe.threads)
     arch, length = artifact.decoder.architecture, artifact.context_length
     config = genai_config(arch, length, recipe.target, ANY_TOKENS, {})

@@ -1,36 +1,30 @@
 """kv_cache: keys and values as int8, with a scale for each channel of each layer.
 
-GroupQueryAttention (onnxruntime's contrib operator, attributes `k_quant_type`, `v_quant_type` and
-`kv_cache_bit_width`) rounds what it appends and reads int8 back. It takes the scales as constants,
-so they come from the ranges on the calibration text, of the weights that the folder holds.
+The scales are constants of the graph. They come from the ranges on the calibration text, of the
+weights that the folder holds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-import onnx_ir as ir
 import torch
 
 from converter.calibration.tokens import calibration_tokens
-from converter.engine.artifacts import Graph
 from converter.engine.engine import Pass, Run
 from converter.engine.memory import RUNTIME_BYTES, reference_memory
 from converter.errors import ConvertError, Problem
+from converter.graph.graph import Graph
+from converter.graph.int8_cache import quantize_caches
 from converter.model.cache_ranges import CacheRanges, cache_ranges
 from converter.model.decoder import Decoder
 from converter.model.reference import Reference
 from converter.recipe.schema import Recipe
 from converter.text.texts import load_text
 
-K_SCALE = 12
-"""Place of `k_scale` among GroupQueryAttention's inputs; `v_scale` follows."""
-LEVELS = 127
 TOKENS = 4096
 """Calibration tokens read at most; a range settles sooner than H does."""
-SMALLEST_RANGE = 1e-6
-"""Keeps the scale of a channel that is always zero from being zero."""
 
 
 class QuantizeCache(Pass[Graph, Graph]):
@@ -76,28 +70,3 @@ class QuantizeCache(Pass[Graph, Graph]):
 
     def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
         return RUNTIME_BYTES + reference_memory(graph.decoder)
-
-
-def quantize_caches(model: ir.Model, ranges: Sequence[CacheRanges]) -> None:
-    """Make the caches of the graph int8; `ranges` by layer."""
-    graph = model.graph
-    nodes = [node for node in graph if node.op_type == "GroupQueryAttention"]
-    for layer, (node, found) in enumerate(zip(nodes, ranges, strict=True)):
-        node.resize_inputs(K_SCALE + 2)
-        for place, (kind, largest) in enumerate((("k", found.key), ("v", found.value))):
-            scale = (largest.clamp(min=SMALLEST_RANGE) / LEVELS)[None, :, None, :]
-            name = f"model.layers.{layer}.attn.{kind}_scale"
-            tensor = ir.tensor(scale.numpy(), name=name)
-            value = ir.Value(
-                name=name,
-                shape=ir.Shape(scale.shape),
-                type=ir.TensorType(tensor.dtype),
-                const_value=tensor,
-            )
-            graph.register_initializer(value)
-            node.replace_input_with(K_SCALE + place, value)
-            node.attributes.add(ir.AttrString(f"{kind}_quant_type", "PER_CHANNEL"))
-        node.attributes.add(ir.AttrInt64("kv_cache_bit_width", 8))
-    for value in (*graph.inputs, *graph.outputs):
-        if str(value.name).startswith(("past_key_values.", "present.")):
-            value.type = ir.TensorType(ir.DataType.INT8)

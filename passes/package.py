@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from converter import __version__
-from converter.engine.artifacts import Graph, Package
 from converter.engine.engine import Pass, Run
 from converter.engine.memory import writing_memory
 from converter.errors import ConvertError, Problem
+from converter.graph.graph import Graph
+from converter.graph.tensors import model_weights
 from converter.machine.disk import RESULT, Room
 from converter.model.decoder import Decoder
 from converter.output.genai_config import TokenIds, genai_config
-from converter.output.model_writer import model_weights, write_model
+from converter.output.model_writer import write_model
+from converter.output.package import Package
 from converter.output.place import output_folder
 from converter.output.staging import RECIPE_FILE
 from converter.progress import format_bytes

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from converter.engine.artifacts import Package
 from converter.engine.engine import Pass, Run
 from converter.errors import Problem
 from converter.model.decoder import Decoder
+from converter.output.package import Package
 from converter.recipe.schema import Recipe
 from converter.runtime.session import missing_runtime
 from converter.speed.tuning import Tuned, tune, write_settings

@@ -18,18 +18,13 @@ from converter.calibration.statistics import FloatStatistics
 from converter.calibration.store import Layer
 from converter.calibration.tokens import CalibrationTokens, calibration_tokens
 from converter.calibration.walk import Walk
-from converter.engine.artifacts import FLOAT_TYPES
-from converter.evaluation.charts import LinearError
+from converter.graph.formats import choose_mixed, tied_format
+from converter.graph.matrices import Matrix, graph_matrices, matrix_format
+from converter.graph.tensors import FLOAT_TYPES
 from converter.model.decoder import HEAD, Decoder
 from converter.model.reference import Reference
 from converter.progress import Advance
-from converter.quantization.formats import (
-    Matrix,
-    choose_mixed,
-    graph_matrices,
-    matrix_format,
-    tied_format,
-)
+from converter.quantization.linear_error import LinearError
 from converter.quantization.quantized_matrix import QuantizedMatrix, Rounding
 from converter.quantization.rtn import BlockFormat
 from converter.recipe.schema import CalibrationConfig, Recipe

@@ -7,13 +7,9 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from converter.calibration.sizes import Sizes, calibration_sizes
+from converter.graph.formats import candidate_formats
+from converter.graph.matrices import Matrix, graph_matrices, matrix_format
 from converter.model.decoder import Decoder
-from converter.quantization.formats import (
-    Matrix,
-    candidate_formats,
-    graph_matrices,
-    matrix_format,
-)
 from converter.quantization.rtn import BlockFormat
 from converter.recipe.schema import Recipe
 from converter.storage.cache import Cache, Entry

@@ -14,8 +14,8 @@ import torch
 from converter.calibration.layer import STAGES
 from converter.calibration.rounding import TILE_ROWS, TILE_VALUES
 from converter.calibration.sizes import Sizes, calibration_sizes
+from converter.graph.matrices import Matrix, graph_matrices, matrix_format
 from converter.model.decoder import HEAD, Decoder
-from converter.quantization.formats import Matrix, graph_matrices, matrix_format
 from converter.recipe.schema import Recipe
 
 FLOAT = 4

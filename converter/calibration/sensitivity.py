@@ -25,10 +25,11 @@ from converter.calibration.layer import STAGES, LayerStages
 from converter.calibration.parallel import on_cores
 from converter.calibration.rounding import Scheme, round_sample, spaced_rows
 from converter.calibration.tokens import CalibrationTokens
+from converter.graph.formats import CANDIDATES, candidate_formats
+from converter.graph.matrices import Matrix
 from converter.model.decoder import HEAD
 from converter.model.reference import Reference
 from converter.progress import Advance
-from converter.quantization.formats import CANDIDATES, Matrix, candidate_formats
 from converter.quantization.rtn import BlockFormat
 from converter.storage.cache import Cache
 from converter.weights.spill import Spill

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from converter.calibration.rounding import Rounded
-from converter.evaluation.charts import LinearError
+from converter.quantization.linear_error import LinearError
 from converter.quantization.quantized_matrix import Rounding
 from converter.quantization.rtn import BlockFormat, Codes, pack, unpack
 from converter.weights.safetensors_file import open_safetensors, write_safetensors

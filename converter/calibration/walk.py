@@ -32,11 +32,11 @@ from converter.calibration.smooth import find_folds
 from converter.calibration.statistics import FloatStatistics
 from converter.calibration.store import HIDDEN, Layer, read_layer, write_layer
 from converter.calibration.tokens import CalibrationTokens
-from converter.evaluation.charts import LinearError
+from converter.graph.matrices import Matrix
 from converter.model.decoder import EMBEDDING, HEAD
 from converter.model.reference import Reference
 from converter.progress import Advance
-from converter.quantization.formats import Matrix
+from converter.quantization.linear_error import LinearError
 from converter.quantization.quantized_matrix import QuantizedMatrix
 from converter.quantization.rtn import BlockFormat
 from converter.storage.cache import Cache, key_hash

@@ -11,7 +11,7 @@ from converter.cli import tree
 from converter.cli.compose import compose_recipe
 from converter.cli.show import as_word
 from converter.errors import ConvertError, Problem, raise_if, together_with
-from converter.teams.trust import NAME
+from converter.recipe.trust import NAME
 
 TRIAL = "folder"
 """Name of the repository that a folder is checked as."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from converter.cli.tree import RECIPE, Tree, built_in
 from converter.errors import ConvertError, Problem, raise_if
+from converter.recipe.trust import name_problems
 from converter.recipe.validation import nearest_names
-from converter.teams.trust import name_problems
 
 TEMPLATE = """# @package _global_
 # convert recipe=./{file}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from converter.cli.compose import compose_recipe
 from converter.errors import together_with
+from converter.graph.names import DATA_FILE, MODEL_FILE
 from converter.olive.config import Workflow, workflow_of
-from converter.output.model_writer import DATA_FILE, MODEL_FILE
 from converter.output.staging import LOCK, RECIPE_FILE
 from converter.output.writable import file_problems
 

@@ -24,7 +24,7 @@ from converter.cli import compose
 from converter.cli.tree import EXPORT, RECIPE, SWEEP, Tree
 from converter.errors import ConvertError, Problem, raise_if
 from converter.recipe.validation import parse_recipe
-from converter.sweeps import sweep
+from converter.sweeps import summary, sweep
 from converter.sweeps.sweep import Job, SweepPlan
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def main(words: Sequence[str]) -> int:
             print(f"convert: interrupted; go on with output='{folder}'", file=sys.stderr)
             return INTERRUPTED
         finally:
-            rows = sweep.write_summary(folder)
+            rows = summary.write_summary(folder)
     return _report(folder, rows)
 
 
@@ -188,7 +188,7 @@ def run_job(config: Any) -> str:
     except Exception as error:  # whatever a pass or runtime raises is this job's row
         sweep.write_failure(folder, job, f"{type(error).__name__}: {error}")
         state = sweep.FAILED
-    sweep.write_summary(folder)
+    summary.write_summary(folder)
     return state
 
 

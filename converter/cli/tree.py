@@ -2,7 +2,7 @@
 
 Three kinds of places hold recipe files: this package (`demo`), a team's repository (`acme/demo`),
 and the user's own folder (`./demo.yaml`, which becomes `local/demo`). Files of the last two are
-checked by `converter.teams.trust` and flattened here into plain values: Hydra sees data only.
+checked by `converter.recipe.trust` and flattened here into plain values: Hydra sees data only.
 
 A recipe without a file is composed of a model and an export: `internlm2_7b_cuda_int4` is
 model/internlm2_7b with export/cuda_int4. A file of that name wins.
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConvertError, Problem, raise_if
+from converter.recipe.trust import NAME, WHOLE, name_problems, parse_built_in, parse_foreign
 from converter.recipe.validation import nearest_names
-from converter.teams.trust import NAME, WHOLE, name_problems, parse_built_in, parse_foreign
 
 if TYPE_CHECKING:
     from converter.teams.repositories import Repository
@@ -474,7 +474,7 @@ def _local_files(path: Path) -> dict[str, bytes]:
 
 
 def _read(path: Path) -> bytes:
-    from converter.teams.trust import MAX_FILE_BYTES
+    from converter.recipe.trust import MAX_FILE_BYTES
 
     try:
         with path.open("rb") as file:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from converter.engine.artifacts import Graph
 from converter.errors import ConvertError, Problem, raise_if
+from converter.graph.graph import Graph
 from converter.machine.disk import Room, room_problems
 from converter.model.decoder import Decoder
 from converter.output.place import output_folder, output_problems

@@ -12,28 +12,24 @@ from typing import Any
 
 import onnx_ir as ir
 
-from converter.engine.artifacts import MATRIX, Graph, WeightTensor
 from converter.engine.engine import Pass, Run, find_problems, order_problems, rooms
 from converter.engine.memory import process_memory
 from converter.errors import ConvertError, Problem, raise_if
+from converter.graph.graph import Graph
+from converter.graph.names import DATA_FILE, MATRIX, MODEL_FILE
+from converter.graph.tensors import WeightTensor, model_weights
 from converter.machine.disk import Room, free_bytes
 from converter.model.architecture import Architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import Decoder
-from converter.output.model_writer import (
-    DATA_FILE,
-    MODEL_FILE,
-    data_size,
-    model_weights,
-    place_tensors,
-    write_graph,
-)
+from converter.output.model_writer import write_graph
 from converter.output.place import output_folder
 from converter.output.staging import Staging
 from converter.quantization.quantized_matrix import QuantizedMatrix
 from converter.recipe.schema import Recipe
 from converter.sources.hub import HubUnreachableError
 from converter.tokenizer import prepare_tokenizer
+from converter.weights.placement import data_size, place_tensors
 from converter.weights.weight import GroupPart, Weight
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.quantization.linear_error import LinearError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -23,19 +25,6 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _SMALLEST_KLD = 1e-7
-
-
-@dataclass(frozen=True)
-class LinearError:
-    """One quantized linear: its output error relative to the output, before and after calibration.
-
-    `layer` is None for what stands outside the layers, such as lm_head.
-    """
-
-    layer: int | None
-    linear: str
-    before: float
-    after: float
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from converter.errors import ConvertError, Problem
 from converter.graph.cpu_model import full_logits_session
-from converter.output.model_writer import MODEL_FILE
+from converter.graph.names import MODEL_FILE
 
 _CACHE_TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,

@@ -12,10 +12,8 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
-from converter.output.model_writer import MODEL_FILE
+from converter.graph.names import LAST_TOKEN, MODEL_FILE, residual_nodes
 
-LAST_TOKEN = "/lm_head/last_token/Gather"
-"""Name of the node that keeps each prompt's last token only (passes/graph.py)."""
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 """onnxruntime's session option for the place of the data file of a model given as bytes."""
 
@@ -84,3 +82,16 @@ def _keep_all_tokens(model: ir.Model) -> None:
             logits.shape = ir.Shape([batch, "sequence_length", vocab_size])
             ir_passes.RemoveUnusedNodesPass()(model)
             return
+
+
+def cut_model(path: Path, cut: Path, layers: int) -> None:
+    """The graph up to the residual stream that layer number `layers` starts from."""
+    model = ir.load(path)
+    node = next(node for node in model.graph if node.name in residual_nodes(layers))
+    hidden = node.outputs[-1]
+    model.graph.outputs[:] = [hidden]
+    ir_passes.RemoveUnusedNodesPass()(model)
+    used = {value.name for item in model.graph for value in item.inputs if value is not None}
+    model.graph.inputs[:] = [value for value in model.graph.inputs if value.name in used]
+    widen(model)
+    ir.save(model, cut)

@@ -1,64 +1,35 @@
 """Which operator has a kernel for which float type on which execution provider.
 
-The CPU's list is read from the installed runtime. The other providers' are written down here, for
-the operators that the graph template and the quantize pass use, from:
-
-- cuda, dml: onnxruntime `docs/OperatorKernels.md`, which is generated from the registered kernels.
-- webgpu: onnxruntime `onnxruntime/contrib_ops/webgpu/webgpu_contrib_kernels.cc` and
-  `onnxruntime/core/providers/webgpu/webgpu_execution_provider.cc`; its float types are fp32, fp16.
-- NvTensorRtRtx: TensorRT's ONNX parser (onnx-tensorrt `docs/operators.md`) and the graphs that
-  onnxruntime-genai's builder makes for it: quantized weights as DequantizeLinear, RMSNorm in plain
-  operators, GroupQueryAttention; no MatMulNBits, GatherBlockQuantized or
-  SkipSimplifiedLayerNormalization.
+The CPU's list is read from the installed runtime, the others' stand in converter/providers.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING
+
+from converter.errors import Problem
+from converter.providers import PROVIDERS, Kernels
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from converter.recipe.schema import TargetConfig
+
 SHAPES = frozenset({"Cast", "Gather", "Max", "ReduceMax", "ReduceSum", "Shape", "Sub", "Unsqueeze"})
 """Operators on lengths and positions: small integers, which any provider may leave to the CPU."""
-_PLAIN = frozenset(
-    {"Add", "Cast", "Div", "Gather", "MatMul", "Mul", "ReduceMean", "Sigmoid", "Split", "Sqrt"}
-)
-_FUSED = frozenset(
-    {
-        "GroupQueryAttention",
-        "MatMulNBits",
-        "RotaryEmbedding",
-        "SimplifiedLayerNormalization",
-        "SkipSimplifiedLayerNormalization",
-    }
-)
-_BLOCKED = frozenset({"DequantizeLinear", "Transpose"})
-_BOTH, _ALL = frozenset({"fp32", "fp16"}), frozenset({"fp32", "fp16", "bf16"})
-_HALVES = frozenset({"fp16", "bf16"})
-
-KERNELS: Mapping[str, Mapping[str, frozenset[str]]] = {
-    "cuda": dict.fromkeys(
-        _PLAIN | _FUSED | _BLOCKED | {"FusedMatMul", "GatherBlockQuantized", "GatherND"}, _ALL
-    )
-    | {"GroupQueryAttention": _HALVES},
-    "dml": dict.fromkeys(_PLAIN | _FUSED | _BLOCKED | {"FusedMatMul", "GatherND"}, _BOTH),
-    "webgpu": dict.fromkeys(_PLAIN | _FUSED | _BLOCKED | {"GatherBlockQuantized"}, _BOTH),
-    "NvTensorRtRtx": dict.fromkeys(_PLAIN | _BLOCKED, _ALL) | {"GroupQueryAttention": _HALVES},
-}
-"""Provider to operator to the float types that it has a kernel for."""
 _RUNTIME_NAMES = {"tensor(float)": "fp32", "tensor(float16)": "fp16", "tensor(bfloat16)": "bf16"}
 
 
-def kernels(provider: str) -> Mapping[str, frozenset[str]]:
+def kernels(provider: str) -> Kernels:
     """Operator to float types with a kernel on `provider`, a name of genai_config.json."""
-    return cpu_kernels() if provider == "cpu" else KERNELS[provider]
+    known = PROVIDERS[provider].kernels
+    return cpu_kernels() if known is None else known
 
 
 @cache
-def cpu_kernels() -> Mapping[str, frozenset[str]]:
+def cpu_kernels() -> Kernels:
     """The installed runtime's CPU kernels. fp16 counts where onnxruntime casts to fp32 around."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -85,11 +56,12 @@ def missing_kernels(model: ir.Model, provider: str, float_type: str) -> Iterator
             yield op
 
 
-def supported_float_types(provider: str, operators: Iterable[str]) -> list[str]:
-    """Float types for which `provider` has a kernel of every operator, fp32 first."""
-    known = kernels(provider)
-    return [
-        name
-        for name in ("fp32", "fp16", "bf16")
-        if all(name in known.get(op, frozenset()) for op in operators)
-    ]
+def kernel_problems(model: ir.Model, target: TargetConfig) -> Iterator[Problem]:
+    """Operators of the graph that the target's execution provider has no kernel for."""
+    provider, float_type = target.execution_provider, target.float_type
+    for op in missing_kernels(model, provider, float_type):
+        yield Problem(
+            f"The graph holds {op} in {float_type}, which has no kernel on {provider}.",
+            "operators that the execution provider runs (converter/providers.py)",
+            "report this, with the recipe",
+        )

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConvertError, Problem, raise_if
-from converter.output.model_writer import MODEL_FILE
+from converter.graph.names import MODEL_FILE
 from converter.recipe.schema import LEFT_IN_FLOAT, OliveConfig, QuantConfig, Recipe
+from converter.recipe.trust import OUTSIDE
 from converter.recipe.validation import nearest_names
-from converter.teams.trust import OUTSIDE
 
 MODULES = "olive.passes.onnx."
 HEAD, EMBEDDING = "/lm_head/MatMul", "/model/embed_tokens/Gather"

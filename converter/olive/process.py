@@ -17,8 +17,9 @@ from threading import Event, Timer
 from typing import Any
 
 from converter.errors import ConvertError, Problem
+from converter.graph.names import MODEL_FILE
 from converter.olive.config import PlannedPass
-from converter.output.model_writer import MODEL_FILE
+from converter.providers import PROVIDERS
 
 OLDEST = (0, 13)
 """The first version of olive-ai that has all passes of the presets."""
@@ -26,14 +27,6 @@ WORKER = "converter.olive.worker"
 LINES_IN_ERROR = 12
 TIMESTAMP = re.compile(r"^\[\d{4}-\d\d-\d\d [\d:,]+\] ")
 CHECK_SECONDS = 300.0
-ACCELERATORS = {
-    "cpu": ("cpu", "CPUExecutionProvider"),
-    "cuda": ("gpu", "CUDAExecutionProvider"),
-    "dml": ("gpu", "DmlExecutionProvider"),
-    "webgpu": ("gpu", "WebGpuExecutionProvider"),
-    "NvTensorRtRtx": ("gpu", "NvTensorRTRTXExecutionProvider"),
-}
-"""What Olive calls a target's device and execution provider."""
 
 
 def olive_version() -> str | None:
@@ -199,7 +192,8 @@ def environment(scratch: Path) -> dict[str, str]:
 
 def _job(passes: Sequence[PlannedPass], provider: str) -> dict[str, Any]:
     listed = [{"label": item.label, "type": item.type, "config": item.config} for item in passes]
-    return {"passes": listed, "accelerator": ACCELERATORS[provider]}
+    row = PROVIDERS[provider]
+    return {"passes": listed, "accelerator": (row.device, row.onnxruntime_name)}
 
 
 def _failed(reason: str, tail: Sequence[str]) -> Problem:

@@ -9,12 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from converter.graph.names import (
+    ATTENTION_MASK,
+    CACHED,
+    INPUT_IDS,
+    LOGITS,
+    MODEL_FILE,
+    POSITION_IDS,
+    past,
+    present,
+)
 from converter.machine.cores import physical_cores
 from converter.model.architecture import Architecture
-from converter.output.model_writer import MODEL_FILE
+from converter.providers import PROVIDERS
 from converter.recipe.schema import TargetConfig
-from converter.recipe.target_rules import GRAPH_CAPTURE
 
+CONFIG_FILE = "genai_config.json"
 MODEL_TYPE = "llama"
 SEARCH = {
     "diversity_penalty": 0.0,
@@ -80,13 +90,10 @@ def genai_config(
 
 
 def _decoder(arch: Architecture, target: TargetConfig) -> dict[str, Any]:
-    inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
+    inputs = {"input_ids": INPUT_IDS, "attention_mask": ATTENTION_MASK}
     if target.position_ids:
-        inputs["position_ids"] = "position_ids"
-    inputs |= {
-        "past_key_names": "past_key_values.%d.key",
-        "past_value_names": "past_key_values.%d.value",
-    }
+        inputs["position_ids"] = POSITION_IDS
+    inputs |= {f"past_{kind}_names": past("%d", kind) for kind in CACHED}
     return {
         "session_options": session_options(target),
         "filename": MODEL_FILE,
@@ -94,9 +101,8 @@ def _decoder(arch: Architecture, target: TargetConfig) -> dict[str, Any]:
         "hidden_size": arch.hidden_size,
         "inputs": inputs,
         "outputs": {
-            "logits": "logits",
-            "present_key_names": "present.%d.key",
-            "present_value_names": "present.%d.value",
+            "logits": LOGITS,
+            **{f"present_{kind}_names": present("%d", kind) for kind in CACHED},
         },
         "num_attention_heads": arch.num_attention_heads,
         "num_hidden_layers": arch.num_hidden_layers,
@@ -115,8 +121,9 @@ def session_options(target: TargetConfig) -> dict[str, Any]:
 
 def provider_options(target: TargetConfig) -> list[dict[str, dict[str, str]]]:
     """The execution provider with its options; empty for the CPU, the runtime's default."""
-    provider = target.execution_provider
-    if provider == "cpu":
+    provider = PROVIDERS[target.execution_provider]
+    if provider.device == "cpu":
         return []
-    capture = {GRAPH_CAPTURE[provider]: str(int(target.graph_capture))}
-    return [{provider: capture | target.provider_options}]
+    option = provider.graph_capture
+    capture = {option: str(int(target.graph_capture))} if option else {}
+    return [{provider.name: capture | target.provider_options}]

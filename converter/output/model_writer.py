@@ -15,65 +15,13 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from converter.engine.artifacts import WeightTensor
 from converter.errors import ConvertError
+from converter.graph.names import DATA_FILE, MODEL_FILE
+from converter.graph.tensors import WeightTensor, model_weights
 from converter.progress import Advance
 from converter.quantization.quantized_matrix import not_finite
+from converter.weights.placement import Place, data_size, place_tensors, storage_key
 from converter.weights.weight import GroupPart, RowGroup, Weight, write_at
-
-DATA_FILE = "model.onnx.data"
-MODEL_FILE = "model.onnx"
-SMALL_ALIGNMENT = 64
-PAGE_ALIGNMENT = 1 << 16
-"""Windows maps files at multiples of 64 KiB; large tensors start there."""
-LARGE_BYTES = 1 << 20
-"""A tensor of this size and more is aligned for mapping, as by onnxruntime's own writer: aligning
-small ones too would make the file of a small model a tenth larger."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor lies in the data file, in bytes."""
-
-    offset: int
-    nbytes: int
-
-
-def place_tensors(tensors: Mapping[str, Weight]) -> dict[str, Place]:
-    """Offsets of the tensors in the data file, in their order, aligned for memory mapping."""
-    places: dict[str, Place] = {}
-    stored: dict[Hashable, Place] = {}
-    end = 0
-    for name, weight in tensors.items():
-        if storage_key(weight) in stored:  # tied weights lie in the file once
-            places[name] = stored[storage_key(weight)]
-            continue
-        alignment = PAGE_ALIGNMENT if weight.nbytes >= LARGE_BYTES else SMALL_ALIGNMENT
-        offset = -(-end // alignment) * alignment
-        places[name] = stored[storage_key(weight)] = Place(offset, weight.nbytes)
-        end = offset + weight.nbytes
-    return places
-
-
-def storage_key(weight: Weight) -> Hashable:
-    """Equal for weights that are the same bytes of the data file."""
-    if isinstance(weight, GroupPart):
-        return (id(weight.group), weight.name)
-    return id(weight)
-
-
-def model_weights(model: ir.Model) -> dict[str, Weight]:
-    """The lazy weights among a model's initializers, by name, in order."""
-    return {
-        name: value.const_value.weight
-        for name, value in model.graph.initializers.items()
-        if isinstance(value.const_value, WeightTensor)
-    }
-
-
-def data_size(places: Mapping[str, Place]) -> int:
-    """Bytes of the data file."""
-    return max((place.offset + place.nbytes for place in places.values()), default=0)
 
 
 def write_model(

@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.errors import ConvertError, Problem
 from converter.output.staging import LOCK, RECIPE_FILE
-from converter.teams.trust import parse_trusted
+from converter.recipe.trust import parse_trusted
 
 
 def read_lock(folder: Path) -> dict[str, Any]:

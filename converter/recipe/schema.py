@@ -1,4 +1,4 @@
-"""The schema of a recipe: plain dataclasses, one per slot, and what cannot go together.
+"""The schema of a recipe: plain dataclasses, one per slot.
 
 A recipe is data. Hydra composes it from `recipes/`; `converter.recipe.validation.parse_recipe`
 checks the composed mapping against these classes and builds a `Recipe`.
@@ -7,15 +7,16 @@ checks the composed mapping against these classes and builds a `Recipe`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from converter.errors import Problem
-from converter.recipe.target_rules import target_problems
+from converter.providers import PROVIDERS
 
 FloatType = Literal["fp32", "fp16", "bf16"]
-ExecutionProvider = Literal["cpu", "cuda", "dml", "webgpu", "NvTensorRtRtx"]
+if TYPE_CHECKING:
+    ExecutionProvider = str
+else:
+    ExecutionProvider = Literal[tuple(PROVIDERS)]
 LEFT_IN_FLOAT = 16
 """`bits: 16` leaves a matrix in the graph's float type."""
 INT8_ACTIVATIONS = 4
@@ -323,98 +324,6 @@ class Recipe:
         return self.quant.round != "none" and self.accuracy_level == INT8_ACTIVATIONS
 
 
-def impossible_values(recipe: Recipe) -> Iterator[Problem]:
-    """Values that are well typed but that nothing can be made of, alone or together."""
-    yield from _block_size_problems(recipe)
-    yield from _scheme_problems(recipe.quant)
-    yield from _calibration_problems(recipe.calibration)
-    yield from target_problems(recipe.target, recipe.quant)
-    yield from _tune_problems(recipe)
-    if recipe.graph.context_length is not None and recipe.graph.context_length < 1:
-        yield Problem(
-            f"graph.context_length={recipe.graph.context_length}.",
-            "a positive number of tokens, or null for max_position_embeddings",
-            "set graph.context_length=4096",
-        )
-    yield from _source_problems(recipe.source)
-    yield from _evaluate_problems(recipe.evaluate)
-    yield from _benchmark_problems(recipe.benchmark)
-    if recipe.threads is not None and recipe.threads < 1:
-        yield Problem(
-            f"threads={recipe.threads}.", "at least 1, or null for all cores", "threads=2"
-        )
-
-
-def _source_problems(source: SourceConfig) -> Iterator[Problem]:
-    if source.kind != "checkpoint" and source.path is not None:
-        yield Problem(
-            f"source.path={source.path} with source.kind={source.kind}, which reads no path.",
-            "one of the two",
-            "choose a recipe for the model at source.path, with source=checkpoint, or set "
-            "source.path=null",
-        )
-
-
-def _evaluate_problems(evaluate: EvaluateConfig) -> Iterator[Problem]:
-    if evaluate.n_ctx < 4:
-        yield Problem(
-            f"evaluate.n_ctx={evaluate.n_ctx}.",
-            "chunks of at least 4 tokens",
-            "set evaluate.n_ctx=512",
-        )
-    if evaluate.max_chunks is not None and evaluate.max_chunks < 1:
-        yield Problem(
-            f"evaluate.max_chunks={evaluate.max_chunks}.",
-            "at least 1, or null for the whole text",
-            "set evaluate.max_chunks=24",
-        )
-    if evaluate.max_kld is not None and not evaluate.enabled:
-        yield Problem(
-            f"evaluate.max_kld={evaluate.max_kld}, and the recipe does not evaluate.",
-            "a measurement to compare it with",
-            "add evaluate=standard",
-        )
-
-
-def _benchmark_problems(benchmark: BenchmarkConfig) -> Iterator[Problem]:
-    lengths = benchmark.prompt_lengths
-    if not lengths or min(lengths) < 1 or benchmark.new_tokens < 2 or benchmark.rounds < 1:
-        yield Problem(
-            f"benchmark.prompt_lengths={lengths}, new_tokens={benchmark.new_tokens}, "
-            f"rounds={benchmark.rounds}.",
-            "prompts of a token and more, at least 2 new tokens and 1 round",
-            "choose benchmark=standard and change less",
-        )
-
-
-def _scheme_problems(quant: QuantConfig) -> Iterator[Problem]:
-    if quant.round == "none" and quant.calibrated:
-        yield Problem(
-            f"quant.round=none with quant.smooth={quant.smooth}, "
-            f"target_size={quant.target_size}, bits_per_weight={quant.bits_per_weight}.",
-            "a rounding for the others to work on",
-            "set quant.round=gptq, or quant=none alone",
-        )
-    if quant.refine and quant.round != "gptq":
-        yield Problem(
-            f"quant.refine=true with quant.round={quant.round}.",
-            "quant.round=gptq, whose result is refined",
-            "set quant.round=gptq or quant.refine=false",
-        )
-    if quant.target_size is not None and quant.bits_per_weight is not None:
-        yield Problem(
-            f"quant.target_size={quant.target_size} and bits_per_weight={quant.bits_per_weight}.",
-            "one of the two",
-            "set the other one to null",
-        )
-    if quant.target_size is not None and parse_size(quant.target_size) is None:
-        yield Problem(
-            f"quant.target_size={quant.target_size}.",
-            "a number and a unit: kB, MB, GB (thousands) or KiB, MiB, GiB",
-            "set quant.target_size=89.9MB",
-        )
-
-
 SIZE_UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -425,56 +334,3 @@ def parse_size(text: str) -> int | None:
     if match is None or match[2].lower() not in units:
         return None
     return int(float(match[1]) * units[match[2].lower()])
-
-
-def _calibration_problems(calibration: CalibrationConfig) -> Iterator[Problem]:
-    if not 1 <= calibration.sequence_length <= calibration.tokens:
-        yield Problem(
-            f"calibration.sequence_length={calibration.sequence_length} and "
-            f"calibration.tokens={calibration.tokens}.",
-            "at least one whole sequence of at least one token",
-            "set calibration.tokens=8192 calibration.sequence_length=512",
-        )
-
-
-def _tune_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Formats may be tuned where the recipe has one for all, and the pass that does it."""
-    target, quant, passes = recipe.target, recipe.quant, recipe.passes
-    if not (target.tune and (target.tune_block_sizes or target.tune_head_bits)):
-        return
-    stated = f"target.tune_block_sizes={target.tune_block_sizes}, " + (
-        f"tune_head_bits={target.tune_head_bits}"
-    )
-    remedy = "set target.tune_block_sizes=[] target.tune_head_bits=[]"
-    if quant.mixed:
-        yield Problem(
-            f"{stated} with target_size={quant.target_size}, "
-            f"bits_per_weight={quant.bits_per_weight}.",
-            "formats that either the machine's speed or a budget chooses",
-            remedy,
-        )
-    elif quant.round == "none":
-        yield Problem(f"{stated} with quant.round=none.", "quantized weights to tune", remedy)
-    if passes and ("formats" not in passes or "quantize" in passes[: passes.index("formats")]):
-        yield Problem(
-            f"{stated}, and the passes are {', '.join(passes)}.",
-            "the pass formats before quantize",
-            "put formats between graph and quantize in the recipe's passes",
-        )
-
-
-def _block_size_problems(recipe: Recipe) -> Iterator[Problem]:
-    quant = recipe.quant
-    for key, size in (
-        ("quant.block_size", quant.block_size),
-        ("quant.lm_head.block_size", quant.lm_head.block_size),
-        ("quant.embedding.block_size", quant.embedding.block_size),
-        *(("target.tune_block_sizes", size) for size in recipe.target.tune_block_sizes),
-    ):
-        if size is not None and (size < 16 or size > 256 or size & (size - 1)):
-            below = max(16, min(256, 1 << max(size, 1).bit_length() - 1))
-            yield Problem(
-                f"{key}={size}.",
-                "a power of two from 16 to 256 (MatMulNBits)",
-                f"set {key}={below}" if key.startswith("quant") else f"write {below} instead",
-            )

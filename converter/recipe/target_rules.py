@@ -6,21 +6,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from converter.errors import Problem
-from converter.graph.kernels import KERNELS, supported_float_types
+from converter.providers import PROVIDERS, float_types
 
 if TYPE_CHECKING:
     from converter.recipe.schema import QuantConfig, TargetConfig
 
-CPU_FLOAT_TYPES = ("fp32", "fp16")
-"""Stated here so that checking a recipe does not load onnxruntime; a test compares it."""
 MOST_THREADS = 1024
-GRAPH_CAPTURE = {
-    "cuda": "enable_cuda_graph",
-    "dml": "enable_graph_capture",
-    "webgpu": "enableGraphCapture",
-    "NvTensorRtRtx": "enable_cuda_graph",
-}
-"""Provider to its option that records and replays the graph."""
 
 
 def target_problems(target: TargetConfig, quant: QuantConfig) -> Iterator[Problem]:
@@ -31,13 +22,6 @@ def target_problems(target: TargetConfig, quant: QuantConfig) -> Iterator[Proble
     if quant.round != "none":
         yield from _quantization_problems(target, quant)
     yield from _runtime_problems(target)
-
-
-def float_types(provider: str) -> list[str]:
-    """Float types that the graph template can have on `provider`."""
-    if provider == "cpu":
-        return list(CPU_FLOAT_TYPES)
-    return supported_float_types(provider, ["GroupQueryAttention", "MatMul"])
 
 
 def _float_type_problems(target: TargetConfig) -> Iterator[Problem]:
@@ -64,34 +48,36 @@ def _attention_problems(target: TargetConfig) -> Iterator[Problem]:
             "position_ids as an input when RotaryEmbedding stands outside of attention",
             "set target.position_ids=true",
         )
-    if target.execution_provider == "dml" and target.rotary_in_attention:
+    provider = PROVIDERS[target.execution_provider]
+    if not provider.rotates and target.rotary_in_attention:
         yield Problem(
-            "target.rotary_in_attention=true for the dml execution provider.",
-            "RotaryEmbedding outside of attention; DirectML's GroupQueryAttention does not rotate",
+            f"target.rotary_in_attention=true for the {provider.name} execution provider.",
+            "RotaryEmbedding outside of attention; GroupQueryAttention does not rotate there",
             "set target.rotary_in_attention=false target.packed_qkv=false target.position_ids=true",
         )
 
 
 def _operator_problems(target: TargetConfig) -> Iterator[Problem]:
     provider = target.execution_provider
-    known = KERNELS.get(provider)
+    known = PROVIDERS[provider].kernels
     if known is not None and target.fused_norm and "SkipSimplifiedLayerNormalization" not in known:
         yield Problem(
             f"target.fused_norm=true for the {provider} execution provider.",
             "RMSNorm in plain operators; SkipSimplifiedLayerNormalization has no kernel there",
             "set target.fused_norm=false",
         )
-    if target.graph_capture and provider not in GRAPH_CAPTURE:
+    if target.graph_capture and PROVIDERS[provider].graph_capture is None:
+        able = [row.name for row in PROVIDERS.values() if row.graph_capture is not None]
         yield Problem(
             f"target.graph_capture=true for the {provider} execution provider.",
-            f"one of the providers that capture graphs: {', '.join(GRAPH_CAPTURE)}",
+            f"one of the providers that capture graphs: {', '.join(able)}",
             "set target.graph_capture=false",
         )
 
 
 def _quantization_problems(target: TargetConfig, quant: QuantConfig) -> Iterator[Problem]:
     provider, operator = target.execution_provider, target.quantized_weights
-    known = KERNELS.get(provider)
+    known = PROVIDERS[provider].kernels
     if known is not None and operator not in known:
         yield Problem(
             f"target.quantized_weights={operator} for the {provider} execution provider.",
@@ -140,13 +126,14 @@ def _runtime_problems(target: TargetConfig) -> Iterator[Problem]:
             "a positive number of tokens, or null for the whole prompt",
             "set target.chunk_size=512",
         )
-    if target.kv_cache == "int8" and target.execution_provider != "cpu":
+    provider = PROVIDERS[target.execution_provider]
+    if target.kv_cache == "int8" and not provider.int8_cache:
         yield Problem(
             f"target.kv_cache=int8 for the {target.execution_provider} execution provider.",
             "the cpu target, whose GroupQueryAttention was checked with int8 keys and values",
             "set target.kv_cache=float",
         )
-    if target.tune and target.execution_provider != "cpu":
+    if target.tune and not provider.tunes:
         yield Problem(
             f"target.tune=true for the {target.execution_provider} execution provider.",
             "the cpu target; threads, spinning and chunk size are settings of the CPU's provider",

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from converter.errors import Problem, raise_if
 from converter.recipe.guest_slots import broken_slot_problems, recipe_schema
-from converter.recipe.schema import Recipe, impossible_values
+from converter.recipe.rules import impossible_values
+from converter.recipe.schema import Recipe
 
 PLACES = {
     "output": "a folder to write; null means ./NAME",

@@ -14,6 +14,7 @@ from typing import Any
 from converter.errors import ConvertError, Problem, raise_if
 from converter.output.published import read_lock
 from converter.output.staging import LOCK
+from converter.providers import PROVIDERS
 
 CONFIG = "genai_config.json"
 GENAI, ONNXRUNTIME = "onnxruntime_genai", "onnxruntime"
@@ -62,7 +63,7 @@ class Runtime:
         self.has_template = "chat_template" in tokenizer_config
         self.context_length: int = config["context_length"]
         self.bos = [config["bos_token_id"]] if tokenizer_config.get("add_bos_token") else []
-        self.goes_back = "dml" not in _providers(config)
+        self.goes_back = all(_rewinds(name) for name in _providers(config))
         self._module = _import_runtime()
         with _loading(folder, _OTHER_PROVIDER):
             self._model = self._module.Model(str(folder))
@@ -198,6 +199,10 @@ def _damage(folder: Path) -> Iterator[Problem]:
 def _providers(config: dict[str, Any]) -> set[str]:
     session_options = config["decoder"].get("session_options") or {}
     return {name for entry in session_options.get("provider_options", ()) for name in entry}
+
+
+def _rewinds(provider: str) -> bool:
+    return provider not in PROVIDERS or PROVIDERS[provider].rewinds
 
 
 def _encoded(text: str) -> bytes:

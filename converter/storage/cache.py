@@ -21,17 +21,14 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from converter.errors import ConvertError, Problem
 from converter.storage.hashing import hash_file
-
-if TYPE_CHECKING:
-    from converter.model.checkpoint import Checkpoint
 
 FORMAT = 1
 """Part of every key: a change of the layout makes all older entries unreachable."""
@@ -42,6 +39,22 @@ IN_USE_SECONDS = 24 * 3600.0
 """An entry used within this time is never pruned: a running job may be reading it."""
 SETTLED_SECONDS = 2.0
 """A file changed this recently may change again within its time stamp's resolution."""
+
+
+class Source(Protocol):
+    """A checkpoint, as far as its content names what is made of it."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """config.json."""
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """Where it comes from, for one without files."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """Its files."""
 
 
 @dataclass(frozen=True)
@@ -119,28 +132,28 @@ class Cache:
             total, removed = total - entry.nbytes, removed + 1
         return removed
 
-    def content_key(self, checkpoint: Checkpoint) -> str:
+    def content_key(self, source: Source) -> str:
         """SHA-256 of what a checkpoint holds: the BLAKE3 of each source file and its config.
 
         A file's hash is remembered by path, size and modification time, so that the jobs of a
         sweep read the source once.
         """
         parts = {
-            "config": checkpoint.config,
-            "origin": {} if checkpoint.files else checkpoint.origin,
-            "files": {path.name: self.file_hash(path) for path in checkpoint.files},
+            "config": source.config,
+            "origin": {} if source.files else source.origin,
+            "files": {path.name: self.file_hash(path) for path in source.files},
         }
         return key_hash(parts)
 
-    def entries_of(self, checkpoint: Checkpoint) -> list[Entry]:
+    def entries_of(self, source: Source) -> list[Entry]:
         """The complete entries made from a checkpoint, those whose key has it as `source`.
 
         No source file is read: one whose hash is not remembered has not been through a run yet.
         """
-        if any(self._remembered(path) is None for path in checkpoint.files):
+        if any(self._remembered(path) is None for path in source.files):
             return []
-        source = self.content_key(checkpoint)
-        return [entry for entry in self.entries() if entry.key.get("source") == source]
+        key = self.content_key(source)
+        return [entry for entry in self.entries() if entry.key.get("source") == key]
 
     def file_hash(self, path: Path) -> str:
         """BLAKE3 of a file's content, remembered by path, size and modification time."""

@@ -7,9 +7,7 @@ so any process that finishes a job can write it, and whatever a job measures bec
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 import re
@@ -22,8 +20,8 @@ from converter.errors import ConvertError, Problem, raise_if
 from converter.output.staging import LOCK, RECIPE_FILE, replacing
 
 PLAN = "sweep.json"
-FAILURES = "failures"
 SUMMARY = "summary"
+FAILURES = "failures"
 QUALITY = "evaluate.mean_kld"
 SIZE = "size_bytes"
 """Not a part of the size: `gptq` is one letter longer than `rtn`, and no model is larger for it."""
@@ -73,7 +71,7 @@ def job_label(number: int, settings: Mapping[str, str]) -> str:
 def write_plan(folder: Path, plan: SweepPlan) -> None:
     """Write SWEEP/sweep.json, in one step."""
     values = {**asdict(plan), "digest": plan.digest}
-    _write(folder / PLAN, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / PLAN, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_plan(folder: Path) -> SweepPlan:
@@ -103,7 +101,7 @@ def is_done(folder: Path, job: Job) -> bool:
 def write_failure(folder: Path, job: Job, error: str) -> None:
     """Note why a job has no folder."""
     (folder / FAILURES).mkdir(exist_ok=True)
-    _write(folder / FAILURES / f"{job.label}.json", json.dumps({"error": error}) + "\n")
+    write_text(folder / FAILURES / f"{job.label}.json", json.dumps({"error": error}) + "\n")
 
 
 def clear_failure(folder: Path, job: Job) -> None:
@@ -113,7 +111,7 @@ def clear_failure(folder: Path, job: Job) -> None:
 
 def read_rows(folder: Path) -> list[Row]:
     """One row per job: job, status, settings, size, all facts, seconds and the error."""
-    return [_row(folder, job) for job in read_plan(folder).jobs]
+    return [job_row(folder, job) for job in read_plan(folder).jobs]
 
 
 def columns(rows: Iterable[Row]) -> list[str]:
@@ -182,56 +180,6 @@ def number_at(row: Row, name: str) -> float | None:
     return float(found) if is_number(found) else None
 
 
-def write_summary(folder: Path) -> list[Row]:
-    """Write summary.csv, .md, .svg and .html from what the folder holds now; each in one step."""
-    from converter.sweeps.page import page
-    from converter.sweeps.picture import draw
-
-    plan = read_plan(folder)
-    rows = [_row(folder, job) for job in plan.jobs]
-    panels = [(SIZE, QUALITY)]
-    speed = speed_column(rows)
-    if speed:
-        panels.append((speed, QUALITY))
-    picture = draw(rows, panels)
-    _write(folder / f"{SUMMARY}.csv", table_csv(rows))
-    _write(folder / f"{SUMMARY}.svg", picture)
-    _write(folder / f"{SUMMARY}.md", table_markdown(folder.name, plan, rows, panels))
-    marks = front_marks(rows, panels)
-    _write(folder / f"{SUMMARY}.html", page(folder.name, plan, rows, picture, marks))
-    return rows
-
-
-def table_csv(rows: Sequence[Row]) -> str:
-    """Everything that is known, one line per job."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns(rows), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def table_markdown(
-    title: str, plan: SweepPlan, rows: Sequence[Row], panels: Sequence[tuple[str, str]]
-) -> str:
-    """The short table; its last column says which fronts, of size and of speed, a job is on."""
-    names = shown_columns(rows, {key for job in plan.jobs for key in job.settings})
-    marks = front_marks(rows, panels)
-    lines = [
-        f"# {title}",
-        "",
-        f"![size and speed against quality]({SUMMARY}.svg)",
-        "",
-        "| " + " | ".join([*names, "front"]) + " |",
-        "|" + "---|" * (len(names) + 1),
-    ]
-    for row in rows:
-        cells = [_cell(name, row) for name in names]
-        lines.append("| " + " | ".join([*cells, marks.get(row["job"], "")]) + " |")
-    lines += ["", "Front: no other job is better in quality and in size (or speed) at once.", ""]
-    return "\n".join(lines)
-
-
 def shown_columns(rows: Sequence[Row], settings: Collection[str] = ()) -> list[str]:
     """The columns of the shorter tables: what was swept and what matters, without error bars."""
     return [name for name in columns(rows) if name in settings or not _HIDDEN.search(name)]
@@ -256,7 +204,8 @@ def formatted(name: str, value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def _row(folder: Path, job: Job) -> Row:
+def job_row(folder: Path, job: Job) -> Row:
+    """What is known of a job now: its settings, and the facts of its lock file."""
     row: Row = {"job": job.label, "status": MISSING, **job.settings}
     lock = _read_json(folder / job.label / LOCK)
     if lock:
@@ -348,11 +297,6 @@ def _contains(column: str, name: str) -> bool:
     return name.replace("-", "_") in column
 
 
-def _cell(name: str, row: Row) -> str:
-    text = formatted(name, row.get(name)).replace("|", "\\|").replace("\n", " ")
-    return f"[{text}]({text}/)" if name == "job" and row["status"] == DONE else text
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -360,6 +304,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file of the sweep in one step."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -2,7 +2,7 @@
 
 A repository has the folders of `recipes/` (recipe/, quant/, …) at its top. It is fetched into a
 bare store, and its files are read out of git's objects: no hook, filter, link or submodule of it
-ever takes effect. `converter.teams.trust` then decides whether their content may be used.
+ever takes effect. `converter.recipe.trust` then decides whether their content may be used.
 
 The lock file convert.repos.json names each repository's url, revision and commit. The nearest one
 in the working folder or above it wins, name by name, over the user's own.
@@ -22,8 +22,8 @@ from pathlib import Path
 
 from converter.errors import ConvertError, Problem, raise_if
 from converter.output.staging import replacing
+from converter.recipe.trust import MAX_FILE_BYTES, MAX_FILES, name_problems
 from converter.storage.cache import cache_folder
-from converter.teams.trust import MAX_FILE_BYTES, MAX_FILES, name_problems
 
 LOCK_FILE = "convert.repos.json"
 RESERVED = ("local",)

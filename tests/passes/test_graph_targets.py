@@ -14,9 +14,11 @@ import torch
 from oracle import feeds, llama_of
 
 from converter.graph.cpu_model import full_logits_session
-from converter.graph.kernels import KERNELS, missing_kernels
+from converter.graph.kernels import missing_kernels
+from converter.graph.names import DATA_FILE
 from converter.model.reference import Reference
-from converter.output.model_writer import DATA_FILE, write_model
+from converter.output.model_writer import write_model
+from converter.providers import PROVIDERS
 
 TARGETS = ["cpu", "cuda", "dml", "webgpu", "nvtensorrtrtx"]
 HALF = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}
@@ -172,7 +174,7 @@ def test_no_list_names_an_operator_that_no_schema_defines() -> None:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     known = {schema.name for schema in state.get_all_operator_schema()}
-    assert {op for table in KERNELS.values() for op in table} <= known
+    assert {op for row in PROVIDERS.values() for op in row.kernels or {}} <= known
 
 
 def test_the_folder_file_is_untouched_by_the_full_logits(

@@ -26,13 +26,15 @@ from converter.engine.engine import Run, run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.evaluation.runtime_logits import folder_logits
+from converter.olive.agreement import agreement
+from converter.olive.candidate import interface_problems
 from converter.olive.config import PlannedPass, plan_problems, planned_passes, read_workflow
 from converter.olive.process import ask, check_passes, environment, run_passes
 from converter.output.staging import Staging
 from converter.recipe.schema import OliveConfig, OlivePassConfig, Recipe
+from converter.runtime.cpu_folder import generate
 from converter.storage.hashing import hash_file
-from passes.olive import Olive, agreement, interface_problems
-from passes.verify import generate
+from passes.olive import Olive
 
 needs_olive = pytest.mark.skipif(
     find_spec("olive") is None, reason="olive-ai is not installed (the extra `olive`)"

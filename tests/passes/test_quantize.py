@@ -9,10 +9,10 @@ import pytest
 import torch
 from oracle import run_graph
 
-from converter.engine.artifacts import MATRIX
 from converter.engine.engine import check
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
+from converter.graph.names import MATRIX
 from converter.model.reference import Reference
 
 oracle = pytest.importorskip("onnxruntime.capi._pybind_state")

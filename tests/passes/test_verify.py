@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("onnxruntime_genai")
 
-from converter.engine.artifacts import Package
 from converter.engine.engine import Pass, Run, run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
+from converter.output.package import Package
 
 VERIFIED = ["verify=standard", "verify.new_tokens=6", "quant.embedding.block_size=32"]
 

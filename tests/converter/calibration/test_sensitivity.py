@@ -19,8 +19,9 @@ from converter.calibration.tokens import calibration_tokens
 from converter.cli.compose import compose_recipe
 from converter.engine.engine import check
 from converter.engine.registry import make_passes
+from converter.graph.formats import candidate_formats
+from converter.graph.matrices import graph_matrices
 from converter.model.reference import Reference
-from converter.quantization.formats import candidate_formats, graph_matrices
 from converter.quantization.rtn import BlockFormat
 from converter.storage.cache import Cache
 from converter.weights.weight import TensorWeight

@@ -6,13 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converter.evaluation.charts import (
-    LinearError,
-    Panel,
-    compare_folders,
-    kld_distribution,
-    layer_errors,
-)
+from converter.evaluation.charts import Panel, compare_folders, kld_distribution, layer_errors
+from converter.quantization.linear_error import LinearError
 
 
 def divergences(count: int) -> dict[str, np.ndarray]:

@@ -13,9 +13,9 @@ from converter.calibration.disk import calibration_disk
 from converter.engine.engine import run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
+from converter.graph.formats import quantized_bytes
+from converter.graph.tensors import model_weights
 from converter.machine.disk import Room, room_problems
-from converter.output.model_writer import model_weights
-from converter.quantization.formats import quantized_bytes
 from converter.recipe.schema import Recipe
 from converter.storage.cache import FOLDER_VARIABLE, Cache
 from converter.weights.spill import Spill

@@ -5,13 +5,9 @@ import pytest
 from converter.cli.compose import compose_recipe
 from converter.errors import ConvertError
 from converter.graph.kernels import cpu_kernels
+from converter.providers import PROVIDERS, float_types
 from converter.recipe.schema import QuantConfig, TargetConfig
-from converter.recipe.target_rules import (
-    CPU_FLOAT_TYPES,
-    GRAPH_CAPTURE,
-    float_types,
-    target_problems,
-)
+from converter.recipe.target_rules import target_problems
 
 
 @pytest.mark.parametrize(
@@ -66,10 +62,10 @@ def test_the_stated_cpu_float_types_are_the_runtimes() -> None:
     operators = ["GroupQueryAttention", "MatMul", "SkipSimplifiedLayerNormalization", "Sigmoid"]
     runs = {name for name in ("fp32", "fp16", "bf16")
             if all(name in cpu_kernels()[op] for op in operators)}  # fmt: skip
-    assert runs == set(CPU_FLOAT_TYPES)
+    assert runs == set(PROVIDERS["cpu"].float_types)
 
 
-@pytest.mark.parametrize("provider", ["cpu", *GRAPH_CAPTURE])
+@pytest.mark.parametrize("provider", list(PROVIDERS))
 def test_every_providers_float_types_have_a_possible_recipe(provider: str) -> None:
     form = {"dml": {"packed_qkv": False, "rotary_in_attention": False, "position_ids": True}}
     norm = {"NvTensorRtRtx": {"fused_norm": False}}

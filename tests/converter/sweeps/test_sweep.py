@@ -17,7 +17,7 @@ import pytest
 
 from converter.cli import pick
 from converter.errors import ConvertError
-from converter.sweeps import picture, sweep
+from converter.sweeps import picture, summary, sweep
 from converter.sweeps.sweep import Job, SweepPlan
 
 FIGURES = [(300, 0.10, 20.0), (200, 0.20, 30.0), (100, 0.40, 25.0), (250, 0.30, 10.0)]
@@ -68,7 +68,7 @@ def test_a_new_fact_becomes_a_column_by_itself(folder: Path) -> None:
     values = json.loads(lock.read_text())
     values["facts"]["invented"] = {"deep": {"figure": 7}}
     lock.write_text(json.dumps(values))
-    sweep.write_summary(folder)
+    summary.write_summary(folder)
     table = list(csv.DictReader((folder / "summary.csv").open()))
     assert [row["invented.deep.figure"] for row in table][:2] == ["7", ""]
 
@@ -183,7 +183,7 @@ class Links(HTMLParser):
 
 
 def test_picture_marks_the_front_and_links_every_point(folder: Path) -> None:
-    sweep.write_summary(folder)
+    summary.write_summary(folder)
     root = ET.fromstring((folder / "summary.svg").read_text())
     space = "{http://www.w3.org/2000/svg}"
     circles = root.findall(f".//{space}circle")
@@ -198,15 +198,15 @@ def test_picture_marks_the_front_and_links_every_point(folder: Path) -> None:
 
 def test_pictures_of_nothing_and_of_one_job(tmp_path: Path) -> None:
     sweep.write_plan(tmp_path, SweepPlan([], [Job(0, "00", {}, {})]))
-    sweep.write_summary(tmp_path)
+    summary.write_summary(tmp_path)
     assert "No job has measured" in (tmp_path / "summary.svg").read_text()
     publish(tmp_path / "00", 100, {"evaluate": {"mean_kld": 0.0}})
-    sweep.write_summary(tmp_path)
+    summary.write_summary(tmp_path)
     assert len(ET.parse(tmp_path / "summary.svg").findall(".//{*}circle")) == 1
 
 
 def test_page_says_what_was_asked_and_why_a_job_has_no_figures(folder: Path) -> None:
-    sweep.write_summary(folder)
+    summary.write_summary(folder)
     text = (folder / "summary.html").read_text()
     assert "4 of 6 jobs done, 1 failed, 1 not run yet" in text and "convert -m recipe=demo" in text
     assert "failed: out of &lt;memory&gt; | and luck" in text and "not run yet</td>" in text
@@ -219,7 +219,7 @@ def test_page_says_what_was_asked_and_why_a_job_has_no_figures(folder: Path) -> 
 def test_pick_as_the_page_writes_it_finds_a_job(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep.write_summary(folder)
+    summary.write_summary(folder)
     command = re.search(r"convert pick (\S+) ([^<]+)</code>", (folder / "summary.html").read_text())
     assert command is not None and command[1] == folder.name
     assert pick.main([str(folder), *command[2].split()]) == 0
@@ -234,7 +234,7 @@ def test_short_tables_have_what_was_swept_and_no_error_bars(folder: Path) -> Non
     speed = {"median": 5.0, "low": 4.0, "high": 6.0}
     values["facts"]["benchmark"] = {"decode_tokens_per_second": speed, "bandwidth": 1e9}
     lock.write_text(json.dumps(values))
-    sweep.write_summary(folder)
+    summary.write_summary(folder)
     head = (folder / "summary.md").read_text().splitlines()[4]
     assert "benchmark.rounds" in head and "second.median" in head
     assert "second.low" not in head and "bandwidth" not in head
@@ -255,7 +255,7 @@ def test_labels_of_near_points_do_not_cover_each_other() -> None:
 def test_infinite_figures_are_neither_drawn_nor_picked(folder: Path) -> None:
     lock = folder / sweep.read_plan(folder).jobs[0].label / "convert.lock.json"
     lock.write_text(lock.read_text().replace("0.1", "Infinity"))
-    sweep.write_summary(folder)
+    summary.write_summary(folder)
     assert len(ET.parse(folder / "summary.svg").findall(".//{*}circle")) == 6
     chosen = sweep.pick(sweep.read_rows(folder), [], "evaluate.mean_kld")
     assert chosen["evaluate.mean_kld"] == 0.2

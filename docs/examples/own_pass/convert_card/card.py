@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Iterable
 
 from convert_card.settings import CardConfig
-from converter.engine.artifacts import Package
 from converter.engine.engine import Pass, Run
 from converter.errors import Problem
 from converter.model.decoder import Decoder
+from converter.output.package import Package
 from converter.recipe.guest_slots import own_settings
 from converter.recipe.schema import Recipe
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from converter.errors import ConvertError, Problem
+from converter.graph.matrices import Matrix, graph_matrices, matrix_format
 from converter.model.architecture import Architecture
 from converter.model.decoder import EMBEDDING, HEAD, Decoder
-from converter.output.model_writer import LARGE_BYTES, PAGE_ALIGNMENT
 from converter.quantization.mixed import Candidate, choose_formats, matrix_bytes
 from converter.quantization.rtn import BlockFormat
-from converter.recipe.schema import LEFT_IN_FLOAT, QuantConfig, Recipe, parse_size
+from converter.recipe.schema import QuantConfig, Recipe, parse_size
+from converter.weights.placement import LARGE_BYTES, PAGE_ALIGNMENT
 
 FLOAT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 CANDIDATES = (
@@ -27,60 +28,6 @@ CANDIDATES = (
 """What mixed precision chooses from; asymmetric ones only where the recipe allows zero points.
 
 No blocks of 16: the kernels of x86 read them at half the speed, and those of Arm not at all."""
-
-
-PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-"""Matrices of the graph that stack the rows of several weights, and which."""
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A matrix of the graph, (rows, columns): the canonical weights `parts`, rows stacked."""
-
-    name: str
-    parts: tuple[str, ...]
-    rows: int
-    columns: int
-    embeds: bool = False
-    """Whether it is a tied lm_head whose embedding is quantized: in a format without padding both
-    have the same codes, which lie in the folder once."""
-
-
-def graph_matrices(recipe: Recipe, decoder: Decoder) -> list[Matrix]:
-    """The linears of the graph that the recipe's target gets, layer by layer, lm_head last."""
-    target, arch = recipe.target, decoder.architecture
-    qkv = ("qkv_proj",) if target.packed_qkv else PACKED["qkv_proj"]
-    feed = ("gate_up_proj",) if target.packed_gate_up else PACKED["gate_up_proj"]
-    found = []
-    for layer in range(arch.num_hidden_layers):
-        for kind in (*qkv, "o_proj", *feed, "down_proj"):
-            name = f"layers.{layer}.{kind}"
-            found.append(_matrix(name, matrix_parts(name), decoder))
-    weights = decoder.weights
-    tied = weights[HEAD] is weights[EMBEDDING]
-    embeds = tied and matrix_format(EMBEDDING, recipe.quant) is not None
-    return [*found, _matrix(HEAD, (HEAD,), decoder, embeds)]
-
-
-def _matrix(name: str, parts: tuple[str, ...], decoder: Decoder, embeds: bool = False) -> Matrix:
-    shapes = [decoder.weights[part].shape for part in parts]
-    return Matrix(name, parts, sum(shape[0] for shape in shapes), shapes[0][1], embeds)
-
-
-def matrix_parts(matrix: str) -> tuple[str, ...]:
-    """Canonical names of the weights whose rows a matrix of the graph stacks."""
-    prefix, _, kind = matrix.rpartition(".")
-    return tuple(f"{prefix}.{part}" for part in PACKED[kind]) if kind in PACKED else (matrix,)
-
-
-def matrix_format(matrix: str, quant: QuantConfig) -> BlockFormat | None:
-    """Format of the matrix with this canonical name; None when it stays in float."""
-    own = {HEAD: quant.lm_head, EMBEDDING: quant.embedding}.get(matrix)
-    bits = (own.bits if own else None) or quant.bits
-    if bits == LEFT_IN_FLOAT:
-        return None
-    symmetric = quant.symmetric if own is None or own.symmetric is None else own.symmetric
-    return BlockFormat(bits, (own.block_size if own else None) or quant.block_size, symmetric)
 
 
 def quantized_bytes(recipe: Recipe, decoder: Decoder) -> int:

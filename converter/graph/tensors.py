@@ -1,15 +1,10 @@
-"""What passes hand to each other after the decoder: a graph, then a folder."""
+"""Lazy weights as ONNX initializers."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import onnx_ir as ir
 import torch
 
-from converter.model.decoder import Decoder
 from converter.weights.weight import Weight
 
 IR_DTYPES = {
@@ -21,8 +16,6 @@ IR_DTYPES = {
     torch.int32: ir.DataType.INT32,
 }
 FLOAT_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-MATRIX = "convert.matrix"
-"""Metadata key of a node: the canonical name of the matrix that it multiplies with."""
 
 
 class WeightTensor(ir.LazyTensor):
@@ -55,23 +48,22 @@ def _read(
     return ir.Tensor(content.view(dtype.numpy()).reshape(shape), dtype=dtype, name=name)
 
 
-@dataclass(frozen=True)
-class Graph:
-    """An ONNX model whose initializers are lazy, with the decoder that it computes."""
-
-    decoder: Decoder
-    model: ir.Model
-    context_length: int
-    """Positions that the graph's cos/sin caches hold."""
-    shipped: Mapping[str, Weight]
-    """The decoder's canonical weights with the values that the graph holds, dequantized."""
+def model_weights(model: ir.Model) -> dict[str, Weight]:
+    """The lazy weights among a model's initializers, by name, in order."""
+    return {
+        name: value.const_value.weight
+        for name, value in model.graph.initializers.items()
+        if isinstance(value.const_value, WeightTensor)
+    }
 
 
-@dataclass(frozen=True)
-class Package:
-    """A folder that onnxruntime-genai loads, not yet published."""
-
-    folder: Path
-    graph: Graph
-    nbytes: int
-    """Bytes of all its files."""
+def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """Give the graph one more initializer."""
+    value = ir.Value(
+        name=tensor.name,
+        shape=ir.Shape(tuple(tensor.shape)),  # type: ignore[arg-type]
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value

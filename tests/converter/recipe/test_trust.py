@@ -10,8 +10,7 @@ from converter.cli import tree
 from converter.cli.compose import compose_recipe
 from converter.errors import ConvertError
 from converter.recipe.schema import Recipe
-from converter.recipe.validation import schema_paths
-from converter.teams.trust import (
+from converter.recipe.trust import (
     MAX_FILE_BYTES,
     NAME,
     USER_KEYS,
@@ -19,6 +18,7 @@ from converter.teams.trust import (
     parse_foreign,
     parse_trusted,
 )
+from converter.recipe.validation import schema_paths
 
 SLOTS = ("model", "quant", "recipe", "source", "sweep", "target")
 BOMB = "a: &a [x, x]\n" + "".join(

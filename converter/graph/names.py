@@ -1,0 +1,68 @@
+"""Names of files, inputs, outputs and nodes that more than one module must know.
+
+Inputs and outputs have the names that onnxruntime-genai expects, nodes those that its own model
+builder gives.
+"""
+
+from __future__ import annotations
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+MATRIX = "convert.matrix"
+"""Metadata key of a node: the canonical name of the matrix that it multiplies with."""
+CONTRIB = "com.microsoft"
+"""Domain of onnxruntime's own operators."""
+
+INPUT_IDS, ATTENTION_MASK, POSITION_IDS = "input_ids", "attention_mask", "position_ids"
+LOGITS = "logits"
+PAST, PRESENT = "past_key_values", "present"
+CACHED = ("key", "value")
+
+EMBEDDING_NODE = "/model/embed_tokens/Gather"
+HEAD_NODE = "/lm_head/MatMul"
+LAST_TOKEN = "/lm_head/last_token/Gather"
+"""Node that keeps each prompt's last token only."""
+
+
+def past(layer: int | str, kind: str) -> str:
+    """Input with a layer's keys or values so far; `%d` stands for any layer."""
+    return f"{PAST}.{layer}.{kind}"
+
+
+def present(layer: int | str, kind: str) -> str:
+    """Output with a layer's keys or values; `%d` stands for any layer."""
+    return f"{PRESENT}.{layer}.{kind}"
+
+
+def is_cache(name: str | None) -> bool:
+    """Whether an input or output holds keys or values."""
+    return name is not None and name.startswith((f"{PAST}.", f"{PRESENT}."))
+
+
+def layer_path(layer: int) -> str:
+    """What the names of a layer's nodes start with."""
+    return f"/model/layers.{layer}"
+
+
+def residual_nodes(layer: int) -> tuple[str, str]:
+    """Nodes whose last output is the residual stream that a layer starts from.
+
+    The sum comes out of the fused norm, or of the addition before a norm in plain operators.
+    """
+    norm = f"{layer_path(layer)}/input_layernorm"
+    return f"{norm}/SkipLayerNorm", f"{norm}/Add"
+
+
+def layer_weight(layer: int, part: str) -> str:
+    """Initializer of a layer, such as `attn.k_scale`."""
+    return f"model.layers.{layer}.{part}"
+
+
+def is_of_layer(name: str, layer: int) -> bool:
+    """Whether an initializer belongs to a layer."""
+    return f".layers.{layer}." in name
+
+
+def quantized(node: str, bits: int) -> str:
+    """Name of the node that takes the place of `node` on quantized weights."""
+    return f"{node}_Q{bits}"

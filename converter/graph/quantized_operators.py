@@ -1,0 +1,216 @@
+"""Block-quantized operators in the place of matrix products and the embedding lookup.
+
+Operators: MatMulNBits and GatherBlockQuantized (onnxruntime's docs/ContribOperators.md), or
+DequantizeLinear before a MatMul.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
+
+import onnx_ir as ir
+import torch
+
+from converter.graph.formats import tied_format
+from converter.graph.graph import Graph
+from converter.graph.matrices import matrix_format, matrix_parts, matrix_weight, split_rows
+from converter.graph.names import CONTRIB, MATRIX, quantized
+from converter.graph.tensors import FLOAT_TYPES, WeightTensor, add_initializer
+from converter.model.decoder import BIAS, EMBEDDING, HEAD
+from converter.quantization.quantized_matrix import QuantizedMatrix, Rounding
+from converter.quantization.rtn import BlockFormat
+from converter.recipe.schema import Recipe
+from converter.weights.weight import Weight, concatenate_rows
+
+
+class Calibrated(Protocol):
+    """What a calibration found: see converter/calibration/calibrate.py."""
+
+    @property
+    def weights(self) -> Mapping[str, Weight]:
+        """All canonical weights, with the folds in them."""
+
+    @property
+    def forms(self) -> Mapping[str, BlockFormat]:
+        """The format of each quantized matrix."""
+
+    @property
+    def roundings(self) -> Mapping[str, Rounding]:
+        """The codes of each quantized matrix."""
+
+
+def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | None = None) -> Graph:
+    """The graph with quantized operators, rounded to nearest or with a calibration's codes."""
+    quant, target, decoder = recipe.quant, recipe.target, artifact.decoder
+    head = calibrated.forms.get(HEAD) if calibrated else matrix_format(HEAD, quant)
+    shipped, tied = dict(artifact.shipped), tied_format(quant, decoder, head)
+    if calibrated:
+        dtype = FLOAT_TYPES[target.float_type]
+        shipped = {name: weight.cast(dtype) for name, weight in calibrated.weights.items()}
+        _replace_constants(artifact.model.graph, calibrated.weights, dtype)
+    table: QuantizedMatrix | None = None
+    for node in list(artifact.model.graph):
+        matrix = node.metadata_props.get(MATRIX)
+        if matrix is None:
+            continue
+        form = tied if matrix == EMBEDDING and tied else matrix_format(matrix, quant)
+        if form is None:
+            continue
+        shared = table if matrix == HEAD and tied else None
+        codes = HEAD if matrix == EMBEDDING and tied else matrix
+        rounding = None
+        if calibrated and codes in calibrated.roundings:
+            form, rounding = calibrated.forms[codes], calibrated.roundings[codes]
+        source = matrix_weight(matrix, decoder)
+        made = _replace(artifact.model.graph, node, source, form, recipe, shared, rounding)
+        shipped |= split_rows(matrix, made.dequantized(), decoder)
+        table = made if matrix == EMBEDDING else table
+    return dataclasses.replace(artifact, shipped=shipped)
+
+
+def _replace_constants(graph: ir.Graph, weights: Mapping[str, Weight], dtype: torch.dtype) -> None:
+    """Put the norms and biases of `weights`, which folds have scaled, into the graph."""
+    for name, weight in weights.items():
+        value = graph.initializers.get(f"model.{name}.weight")
+        if name.endswith("norm") and value is not None:
+            value.const_value = WeightTensor(str(value.name), weight.cast(dtype))
+    for node in graph:
+        matrix = node.metadata_props.get(MATRIX)
+        if matrix is None or matrix in (EMBEDDING, HEAD):
+            continue
+        parts = [part + BIAS for part in matrix_parts(matrix)]
+        if any(part not in weights for part in parts):
+            continue
+        (added,) = (use.node for use in node.outputs[0].uses())
+        value = next(item for item in added.inputs if item is not None and item.const_value)
+        bias = concatenate_rows([weights[part] for part in parts])
+        value.const_value = WeightTensor(str(value.name), bias.cast(dtype))
+
+
+def _replace(
+    graph: ir.Graph,
+    node: ir.Node,
+    source: Weight,
+    form: BlockFormat,
+    recipe: Recipe,
+    shared: QuantizedMatrix | None = None,
+    rounding: Rounding | None = None,
+) -> QuantizedMatrix:
+    """Put quantized operators of the matrix `source` (rows, columns) in the node's place.
+
+    `shared` holds the codes of a tied matrix.
+    """
+    embedding = node.op_type == "Gather"
+    table = node.inputs[0 if embedding else 1]
+    assert table is not None and table.const_value is not None
+    dequantize = not embedding and recipe.target.quantized_weights == "DequantizeLinear"
+    matrix = shared or QuantizedMatrix(
+        source,
+        form,
+        FLOAT_TYPES[recipe.scale_type],
+        rounding,
+        flat=embedding or dequantize,
+        signed=dequantize,
+    )
+    # A tied head reads the embedding's table; its codes have a name of their own.
+    head = node.metadata_props[MATRIX] == HEAD
+    label = "lm_head.MatMul.weight" if head else str(table.name)
+    scales, widen = _scales(graph, label, matrix, table.const_value.dtype)
+    if embedding:
+        new = [_gather(node, _parts(graph, label, matrix, scales), form)]
+    elif dequantize:
+        new = _dequantize(graph, node, label, matrix, scales)
+    else:
+        parts = _parts(graph, label, matrix, scales, blocks=True)
+        new = [_matmul(node, parts, matrix, recipe)]
+    _put(graph, node, [*widen, *new], form)
+    if not table.uses():
+        graph.initializers.pop(str(table.name))
+    return matrix
+
+
+def _put(graph: ir.Graph, node: ir.Node, new: list[ir.Node], form: BlockFormat) -> None:
+    last = new[-1]
+    last.name, last.metadata_props[MATRIX] = (
+        quantized(str(node.name), form.bits),
+        node.metadata_props[MATRIX],
+    )
+    last.outputs[0].name = node.outputs[0].name
+    last.outputs[0].shape, last.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, last.outputs)
+
+
+def _scales(
+    graph: ir.Graph, label: str, matrix: QuantizedMatrix, dtype: ir.DataType
+) -> tuple[ir.Value, list[ir.Node]]:
+    """Scales in the graph's type `dtype`; stored in a narrower one, they are cast.
+
+    onnxruntime computes a cast of an initializer once, when it loads the model.
+    """
+    scales = add_initializer(graph, WeightTensor(f"{label}_scales", matrix.part("scales")))
+    if scales.dtype == dtype:
+        return scales, []
+    cast = ir.node("Cast", [scales], {"to": dtype}, name=f"{label}_scales/Cast")
+    cast.outputs[0].name, cast.outputs[0].dtype = f"{cast.name}/output_0", dtype
+    return cast.outputs[0], [cast]
+
+
+def _parts(
+    graph: ir.Graph, label: str, matrix: QuantizedMatrix, scales: ir.Value, blocks: bool = False
+) -> list[ir.Value]:
+    """Codes, scales and zero points; codes (N, blocks, bytes) when `blocks`."""
+    codes, form = matrix.part("codes"), matrix.form
+    rows, columns = matrix.source.shape
+    shape = (rows, form.blocks(columns), form.block_size * form.bits // 8) if blocks else None
+    values = [add_initializer(graph, WeightTensor(f"{label}_codes", codes, shape=shape)), scales]
+    if not form.symmetric:
+        points = WeightTensor(f"{label}_zero_points", matrix.part("zero_points"))
+        values.append(add_initializer(graph, points))
+    return values
+
+
+def _gather(node: ir.Node, parts: list[ir.Value], form: BlockFormat) -> ir.Node:
+    codes, scales, *zero_points = parts
+    return ir.node(
+        "GatherBlockQuantized",
+        [codes, node.inputs[1], scales, *zero_points],
+        {"bits": form.bits, "block_size": form.block_size, "gather_axis": 0, "quantize_axis": 1},
+        domain=CONTRIB,
+    )
+
+
+def _matmul(
+    node: ir.Node,
+    parts: list[ir.Value],
+    matrix: QuantizedMatrix,
+    recipe: Recipe,
+) -> ir.Node:
+    return ir.node(
+        "MatMulNBits",
+        [node.inputs[0], *parts],
+        {
+            "K": matrix.source.shape[1],
+            "N": matrix.source.shape[0],
+            "accuracy_level": recipe.accuracy_level,
+            "bits": matrix.form.bits,
+            "block_size": matrix.form.block_size,
+        },
+        domain=CONTRIB,
+    )
+
+
+def _dequantize(
+    graph: ir.Graph, node: ir.Node, label: str, matrix: QuantizedMatrix, scales: ir.Value
+) -> list[ir.Node]:
+    """DequantizeLinear → Transpose → MatMul, codes int4 or int8 (N, K): what TensorRT reads."""
+    dtype = {4: ir.DataType.INT4, 8: ir.DataType.INT8}[matrix.form.bits]
+    codes = WeightTensor(f"{label}_codes", matrix.part("codes"), dtype, matrix.source.shape)
+    inputs = [add_initializer(graph, codes), scales]
+    attributes = {"axis": 1, "block_size": matrix.form.block_size}
+    wide = ir.node("DequantizeLinear", inputs, attributes, name=f"{node.name}/DequantizeLinear")
+    turned = ir.node("Transpose", wide.outputs, {"perm": [1, 0]}, name=f"{node.name}/Transpose")
+    for made in (wide, turned):
+        made.outputs[0].name = f"{made.name}/output_0"
+    return [wide, turned, ir.node("MatMul", [node.inputs[0], turned.outputs[0]])]
