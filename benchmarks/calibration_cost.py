@@ -71,7 +71,7 @@ def measure(size: str, quant: str, tokens: int) -> dict[str, Any]:
 
 def stored_decoder(recipe: Any, folder: Path) -> Any:
     """The recipe's random weights, read from a checkpoint on the disk as real ones are."""
-    from converter.engine.engine import Run
+    from converter.engine.contract import Run
     from converter.engine.registry import make_passes
     from converter.output.staging import Staging
     from converter.sources.local import open_local

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.cli.compose import compose_recipe
-from converter.engine.engine import Run
+from converter.engine.contract import Run
 from converter.engine.registry import make_passes
 from converter.graph.tensors import model_weights
 from converter.output.staging import Staging

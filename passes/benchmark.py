@@ -6,39 +6,46 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from converter.engine.engine import Pass, Run
+from converter.engine.contract import Done, Pass, Run
 from converter.errors import Problem
 from converter.model.decoder import Decoder
 from converter.output.package import Package
 from converter.providers import is_available
+from converter.recipe.guest_slots import own_settings
 from converter.recipe.schema import Recipe
 from converter.runtime.session import missing_runtime
 from converter.speed.benchmarking import Report, bench
+from passes.benchmark_settings import BenchmarkSettings
 
 
 class Benchmark(Pass[Package, Package]):
     """Load time, time to first token, decode speed, memory; changes nothing."""
 
     name = "benchmark"
-    takes = Package
-    gives = Package
     slot = "benchmark"
     guarantees = ("the folder is as it was before",)
 
-    def __init__(self) -> None:
-        self._summary = ""
-
     def enabled(self, recipe: Recipe) -> bool:
-        return recipe.benchmark.enabled
+        return own_settings(recipe, BenchmarkSettings).enabled
 
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
         yield from missing_runtime("the recipe measures the result", "benchmark=none")
+        asked = own_settings(recipe, BenchmarkSettings)
+        lengths = asked.prompt_lengths
+        if not lengths or min(lengths) < 1 or asked.new_tokens < 2 or asked.rounds < 1:
+            yield Problem(
+                f"benchmark.prompt_lengths={lengths}, new_tokens={asked.new_tokens}, "
+                f"rounds={asked.rounds}.",
+                "prompts of a token and more, at least 2 new tokens and 1 round",
+                "choose benchmark=standard and change less",
+            )
 
-    def run(self, artifact: Package, run: Run) -> Package:
-        provider, asked = run.recipe.target.execution_provider, run.recipe.benchmark
+    def run(self, artifact: Package, run: Run) -> Done[Package]:
+        provider = run.recipe.target.execution_provider
+        asked = own_settings(run.recipe, BenchmarkSettings)
         if not is_available(provider):
-            self._summary = f"not measured: the runtime here has no {provider} provider"
-            return artifact
+            missing = f"not measured: the runtime here has no {provider} provider"
+            return Done(artifact, summary=missing)
         report = bench(
             [artifact.folder],
             asked.prompt_lengths,
@@ -46,12 +53,7 @@ class Benchmark(Pass[Package, Package]):
             asked.rounds,
             run.progress.advance,
         )
-        run.facts[self.name] = facts(report)
-        self._summary = _shown(report)
-        return artifact
-
-    def summary(self, given: Package) -> str:
-        return self._summary
+        return Done(artifact, facts(report), _shown(report))
 
 
 def facts(report: Report) -> dict[str, Any]:

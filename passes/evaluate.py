@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.engine.engine import Pass, Run
+from converter.engine.contract import Done, Pass, Run
 from converter.errors import ConvertError, Problem
 from converter.evaluation.charts import layer_errors
 from converter.evaluation.folder_evaluation import (
@@ -30,7 +30,7 @@ from converter.model.decoder import Decoder
 from converter.output.package import Package
 from converter.output.staging import replacing
 from converter.quantization.linear_error import LinearError
-from converter.recipe.schema import Recipe
+from converter.recipe.schema import EvaluateConfig, Recipe
 from converter.runtime.session import ONNXRUNTIME, missing_runtime
 from converter.storage.cache import FOLDER_VARIABLE, Cache, cache_folder
 from converter.text.folder_tokenizer import source_tokenizer
@@ -42,14 +42,8 @@ class Evaluate(Pass[Package, Package]):
     """Measures KL divergence and perplexity; publishes only a folder within the recipe's limit."""
 
     name = "evaluate"
-    takes = Package
-    gives = Package
     slot = "evaluate"
     guarantees = ("the mean KL divergence from the float32 model is at most evaluate.max_kld",)
-
-    def __init__(self) -> None:
-        self._summary = ""
-        self._chunks = 0
 
     def enabled(self, recipe: Recipe) -> bool:
         return recipe.evaluate.enabled
@@ -62,8 +56,7 @@ class Evaluate(Pass[Package, Package]):
             yield from _length_problems(recipe, decoder)
         try:
             if decoder is not None and decoder.checkpoint.has_tokenizer:
-                chunks = text_chunks(source_tokenizer(decoder), recipe.evaluate)
-                self._chunks = len(chunks.input_ids)
+                text_chunks(source_tokenizer(decoder), recipe.evaluate)
             else:
                 load_text(recipe.evaluate.text, half="evaluation")
         except ConvertError as error:
@@ -74,7 +67,7 @@ class Evaluate(Pass[Package, Package]):
         needed = reference_disk(
             recipe.evaluate,
             decoder.architecture,
-            self._chunks,
+            most_chunks(recipe.evaluate),
             cache.entries_of(decoder.checkpoint),
         )
         remedy = f"set {FOLDER_VARIABLE}=FOLDER on a disk with more room, or evaluate.max_chunks"
@@ -84,7 +77,7 @@ class Evaluate(Pass[Package, Package]):
         nbytes = data_size(place_tensors(model_weights(graph.model)))
         return evaluation_memory(recipe.evaluate, graph.decoder, nbytes)
 
-    def run(self, artifact: Package, run: Run) -> Package:
+    def run(self, artifact: Package, run: Run) -> Done[Package]:
         recipe, decoder = run.recipe, artifact.graph.decoder
         chunks = folder_chunks(artifact.folder, recipe.evaluate)
         advance = run.progress.advance
@@ -94,18 +87,21 @@ class Evaluate(Pass[Package, Package]):
             artifact.folder, recipe.evaluate.text, chunks, reference, advance, recipe.threads
         )
         found = evaluation.statistics
-        self._summary = (
+        summary = (
             f"mean KL divergence {found.kld} nats, same top token {100 * found.same_top.value:.1f} "
             f"%, perplexity {found.ppl.value:.3f} (float {found.ppl_reference.value:.3f})"
         )
-        run.facts[self.name] = evaluation.facts()
         _check_limit(found.kld, recipe.evaluate.max_kld)
         report = write_report(artifact.folder, recipe.name, evaluation)
         _draw_errors(report / "errors.png", run.facts)
-        return artifact
+        return Done(artifact, evaluation.facts(), summary)
 
-    def summary(self, given: Package) -> str:
-        return self._summary
+
+def most_chunks(evaluate: EvaluateConfig) -> int:
+    """As many chunks as a text can have at most: a token has a byte or more."""
+    kinds = load_text(evaluate.text, half="evaluation")
+    nbytes = sum(len(text.encode()) for kind in kinds for text in kind.documents)
+    return min(nbytes // evaluate.n_ctx + 1, evaluate.max_chunks or nbytes)
 
 
 def _draw_errors(path: Path, facts: Mapping[str, Any]) -> None:

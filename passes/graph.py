@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from converter.engine.engine import Pass, Run
+from converter.engine.contract import Done, Pass, Run
 from converter.errors import Problem
 from converter.graph.graph import Graph
 from converter.graph.kernels import kernel_problems
@@ -17,8 +17,6 @@ class BuildGraph(Pass[Decoder, Graph]):
     """Builds embedding, attention, feed-forward and head from the decoder template."""
 
     name = "graph"
-    takes = Decoder
-    gives = Graph
     slot = "graph"
     guarantees = (
         "inputs and outputs have the names that onnxruntime-genai expects",
@@ -33,11 +31,13 @@ class BuildGraph(Pass[Decoder, Graph]):
                 "choose another checkpoint",
             )
 
-    def run(self, artifact: Decoder, run: Run) -> Graph:
+    def run(self, artifact: Decoder, run: Run) -> Done[Graph]:
+        graph = self.preview(artifact, run)
+        summary = f"{len(graph.model.graph)} nodes, context length {graph.context_length}"
+        return Done(graph, summary=summary)
+
+    def preview(self, artifact: Decoder, run: Run) -> Graph:
         return build_graph(artifact, run.recipe)
 
     def ensures(self, given: Graph, run: Run) -> Iterable[Problem]:
         return kernel_problems(given.model, run.recipe.target)
-
-    def summary(self, given: Graph) -> str:
-        return f"{len(given.model.graph)} nodes, context length {given.context_length}"

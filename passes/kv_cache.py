@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 
 from converter.calibration.tokens import calibration_tokens
-from converter.engine.engine import Pass, Run
+from converter.engine.contract import Done, Pass, Run
 from converter.engine.memory import RUNTIME_BYTES, reference_memory
 from converter.errors import ConvertError, Problem
 from converter.graph.graph import Graph
@@ -31,9 +31,8 @@ class QuantizeCache(Pass[Graph, Graph]):
     """Keys and values of the cache become int8, a quarter of fp32's memory and half of fp16's."""
 
     name = "kv_cache"
-    takes = Graph
-    gives = Graph
     slot = "target"
+    changes_input = True
     guarantees = (
         "every layer's keys and values are int8, with a scale per channel",
         "the scale of a key's channel holds at every position: rotation cannot leave its range",
@@ -48,18 +47,18 @@ class QuantizeCache(Pass[Graph, Graph]):
         except ConvertError as error:
             yield from error.problems
 
-    def run(self, artifact: Graph, run: Run) -> Graph:
+    def run(self, artifact: Graph, run: Run) -> Done[Graph]:
         tokens = calibration_tokens(artifact.decoder, run.recipe.calibration)
         some = tokens.ids[:: math.ceil(tokens.ids.numel() / TOKENS)]
         reference = Reference(artifact.decoder.architecture, artifact.shipped)
         ranges = cache_ranges(reference, some, run.progress.advance)
         quantize_caches(artifact.model, ranges)
-        run.facts[self.name] = {
+        facts = {
             "tokens": int(some.numel()),
             "largest_key": max(float(item.key.max()) for item in ranges),
             "largest_value": max(float(item.value.max()) for item in ranges),
         }
-        return artifact
+        return Done(artifact, facts)
 
     def preview(self, artifact: Graph, run: Run) -> Graph:
         """The same types and shapes, with scales of one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from converter.engine.engine import Pass, Run
+from converter.engine.contract import Done, Pass, Run
 from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import Decoder, build_decoder
@@ -12,8 +12,6 @@ class Layout(Pass[Checkpoint, Decoder]):
     """Maps tensor names, compiles row orders, checks that every tensor is used and fits."""
 
     name = "layout"
-    takes = Checkpoint
-    gives = Decoder
     slot = "layout"
     guarantees = (
         "every tensor of the checkpoint is used, or listed as ignored",
@@ -22,13 +20,15 @@ class Layout(Pass[Checkpoint, Decoder]):
     )
     headers_only = True
 
-    def run(self, artifact: Checkpoint, run: Run) -> Decoder:
+    def run(self, artifact: Checkpoint, run: Run) -> Done[Decoder]:
+        decoder = self.preview(artifact, run)
+        arch = decoder.architecture
+        return Done(
+            decoder,
+            summary=f"{arch.num_hidden_layers} layers, hidden size {arch.hidden_size}, "
+            f"{arch.num_attention_heads} heads, {arch.num_key_value_heads} KV heads",
+        )
+
+    def preview(self, artifact: Checkpoint, run: Run) -> Decoder:
         arch = read_architecture(artifact.config)
         return build_decoder(artifact, run.recipe.layout, arch)
-
-    def summary(self, given: Decoder) -> str:
-        arch = given.architecture
-        return (
-            f"{arch.num_hidden_layers} layers, hidden size {arch.hidden_size}, "
-            f"{arch.num_attention_heads} heads, {arch.num_key_value_heads} KV heads"
-        )

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from converter.engine.engine import Pass, Run
+from converter.engine.contract import Done, Pass, Run
 from converter.errors import ConvertError, Problem
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import Decoder
@@ -22,8 +22,6 @@ class Load(Pass[None, Checkpoint]):
     """Opens a local folder, a repository on the hub, the built-in demo, or synthetic weights."""
 
     name = "load"
-    takes = type(None)
-    gives = Checkpoint
     slot = "source"
     guarantees = (
         "headers only: no weight is read yet, and no code of the checkpoint ever runs",
@@ -31,11 +29,14 @@ class Load(Pass[None, Checkpoint]):
     )
     headers_only = True
 
-    def run(self, artifact: None, run: Run) -> Checkpoint:
+    def run(self, artifact: None, run: Run) -> Done[Checkpoint]:
         source = run.recipe.source
         if _on_hub(run.recipe) and source.repo:
-            return open_hub(source.repo, source.revision, run.progress.advance)
-        return self._open_here(run.recipe)
+            opened = open_hub(source.repo, source.revision, run.progress.advance)
+        else:
+            opened = self._open_here(run.recipe)
+        total = sum(weight.nbytes for weight in opened.tensors.values())
+        return Done(opened, summary=f"{len(opened.tensors)} tensors, {format_bytes(total)}")
 
     def preview(self, artifact: None, run: Run) -> Checkpoint:
         source = run.recipe.source
@@ -62,10 +63,6 @@ class Load(Pass[None, Checkpoint]):
                 f"one of {', '.join(recipe.layout.model_types)}, which the recipe's layout reads",
                 "choose a recipe for that model, or layout=… with its layout",
             )
-
-    def summary(self, given: Checkpoint) -> str:
-        total = sum(weight.nbytes for weight in given.tensors.values())
-        return f"{len(given.tensors)} tensors, {format_bytes(total)}"
 
 
 def _on_hub(recipe: Recipe) -> bool:

@@ -9,12 +9,11 @@ its next-token distributions stay within `olive.max_kld` of those of the folder 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from converter.engine.engine import Pass, Run
+from converter.engine.contract import Done, Pass, Run
 from converter.errors import ConvertError, Problem, raise_if
 from converter.graph.cpu_model import full_logits_model
 from converter.graph.names import MODEL_FILE
@@ -47,8 +46,6 @@ class Olive(Pass[Package, Package]):
     """Runs named Olive passes, or those of an Olive workflow file, on the packaged model."""
 
     name = "olive"
-    takes = Package
-    gives = Package
     slot = "olive"
     guarantees = (
         "inputs and outputs are named, typed and shaped as genai_config.json and onnxruntime-genai "
@@ -58,9 +55,6 @@ class Olive(Pass[Package, Package]):
         "after a failure nothing is published, and an older output is untouched",
         "Olive sends no telemetry, uses no network and leaves no file outside of the folder",
     )
-
-    def __init__(self) -> None:
-        self._agreement: Agreement | None = None
 
     def enabled(self, recipe: Recipe) -> bool:
         return bool(recipe.olive.passes or recipe.olive.workflow or recipe.olive.evaluate)
@@ -82,36 +76,30 @@ class Olive(Pass[Package, Package]):
         except ConvertError as error:
             yield from error.problems
 
-    def run(self, artifact: Package, run: Run) -> Package:
+    def run(self, artifact: Package, run: Run) -> Done[Package]:
         passes = planned_passes(run.recipe.olive)
+        same: Agreement | None = None
         with TemporaryDirectory(dir=artifact.folder, prefix=".olive-") as name:
             if passes:
                 candidate = _hand_over(artifact, passes, run, Path(name))
                 raise_if(interface_problems(artifact.folder, candidate))
-                self._agreement = compare(artifact, candidate, run.recipe)
-                raise_if_different(self._agreement, run.recipe)
+                same = compare(artifact, candidate, run.recipe)
+                raise_if_different(same, run.recipe)
                 take_place(artifact.folder, candidate)
             metrics = _measure(artifact, run, Path(name)) if run.recipe.olive.evaluate else {}
-        self._record(passes, metrics, run)
+        _record(passes, run)
         nbytes = sum(path.stat().st_size for path in artifact.folder.iterdir())
-        return dataclasses.replace(artifact, nbytes=nbytes)
+        facts = metrics | (dataclasses.asdict(same) if same else {})
+        summary = f"{format_bytes(nbytes)}{f', {same}' if same else ''}"
+        return Done(dataclasses.replace(artifact, nbytes=nbytes), facts, summary)
 
-    def summary(self, given: Package) -> str:
-        same = f", {self._agreement}" if self._agreement else ""
-        return f"{format_bytes(given.nbytes)}{same}"
 
-    def _record(
-        self, passes: Sequence[PlannedPass], metrics: Mapping[str, float], run: Run
-    ) -> None:
-        version = olive_version()
-        run.staging.lock.setdefault("versions", {})["olive-ai"] = version
-        run.staging.lock["olive"] = [
-            {"type": item.type, "config": dict(item.config)} for item in passes
-        ]
-        facts: dict[str, Any] = dict(metrics)
-        if self._agreement is not None:
-            facts |= dataclasses.asdict(self._agreement)
-        run.facts[self.name] = facts
+def _record(passes: Sequence[PlannedPass], run: Run) -> None:
+    """Note in the lock file which passes ran, and of which Olive."""
+    run.staging.lock.setdefault("versions", {})["olive-ai"] = olive_version()
+    run.staging.lock["olive"] = [
+        {"type": item.type, "config": dict(item.config)} for item in passes
+    ]
 
 
 def _hand_over(package: Package, passes: Sequence[PlannedPass], run: Run, scratch: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converter import __version__
-from converter.engine.engine import Pass, Run
+from converter.engine.contract import Done, Pass, Run
 from converter.engine.memory import writing_memory
 from converter.errors import ConvertError, Problem
 from converter.graph.graph import Graph
@@ -39,8 +39,6 @@ class MakePackage(Pass[Graph, Package]):
     """Writes model.onnx, its weights, genai_config.json, tokenizer, recipe and lock file."""
 
     name = "package"
-    takes = Graph
-    gives = Package
     slot = "target"
     guarantees = (
         "the folder is complete: graph, weights, genai_config.json, tokenizer, recipe, lock file",
@@ -68,7 +66,7 @@ class MakePackage(Pass[Graph, Package]):
     def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
         return writing_memory(model_weights(graph.model).values(), recipe.threads)
 
-    def run(self, artifact: Graph, run: Run) -> Package:
+    def run(self, artifact: Graph, run: Run) -> Done[Package]:
         folder, recipe = run.staging.folder, run.recipe
         checkpoint = artifact.decoder.checkpoint
         with ThreadPoolExecutor(1) as pool:
@@ -85,10 +83,7 @@ class MakePackage(Pass[Graph, Package]):
             (folder / name).write_bytes(content)
         (folder / RECIPE_FILE).write_text(resolved_recipe(recipe), encoding="utf-8")
         nbytes = sum(path.stat().st_size for path in folder.iterdir())
-        return Package(folder, artifact, nbytes)
-
-    def summary(self, given: Package) -> str:
-        return format_bytes(given.nbytes)
+        return Done(Package(folder, artifact, nbytes), summary=format_bytes(nbytes))
 
     def _tokenizer(self, graph: Graph, run: Run) -> TokenizerFiles | None:
         tokenizer = _tokenizer_of(graph.decoder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from converter.engine.engine import Pass, Run
+from converter.engine.contract import Done, Pass, Run
 from converter.errors import ConvertError, Problem
 from converter.graph.formats import budget_problems, indivisible
 from converter.graph.graph import Graph
@@ -22,9 +22,8 @@ class Quantize(Pass[Graph, Graph]):
     """Block-wise weight quantization in the scheme that the recipe asks."""
 
     name = "quantize"
-    takes = Graph
-    gives = Graph
     slot = "quant"
+    changes_input = True
     guarantees = (
         "every matrix is quantized in the format that the recipe asks, or left in float as it asks",
         "the weights that the new graph holds are known, dequantized, for verify to compare with",
@@ -57,16 +56,17 @@ class Quantize(Pass[Graph, Graph]):
             remedy = f"set {FOLDER_VARIABLE}=FOLDER on a disk with more room"
             yield Room(folder, needed, "what calibration spills and keeps", remedy)
 
-    def run(self, artifact: Graph, run: Run) -> Graph:
+    def run(self, artifact: Graph, run: Run) -> Done[Graph]:
         if not run.recipe.quant.calibrated:
-            return quantized_graph(artifact, run.recipe)
+            quantized = self.preview(artifact, run)
+            return Done(quantized, summary=_operators(quantized))
         from converter.calibration.calibrate import calibrate
 
         calibrated = calibrate(
             run.recipe, artifact.decoder, Cache(cache_folder()), run.progress.advance
         )
-        run.facts[self.name] = calibrated.facts()
-        return quantized_graph(artifact, run.recipe, calibrated)
+        quantized = quantized_graph(artifact, run.recipe, calibrated)
+        return Done(quantized, calibrated.facts(), _operators(quantized))
 
     def preview(self, artifact: Graph, run: Run) -> Graph:
         """The same operators and shapes, rounded to nearest when they are read."""
@@ -82,12 +82,13 @@ class Quantize(Pass[Graph, Graph]):
     def ensures(self, given: Graph, run: Run) -> Iterable[Problem]:
         return kernel_problems(given.model, run.recipe.target)
 
-    def summary(self, given: Graph) -> str:
-        kinds = [node.op_type for node in given.model.graph]
-        return (
-            f"{kinds.count('MatMulNBits')} MatMulNBits, "
-            f"{kinds.count('GatherBlockQuantized')} GatherBlockQuantized"
-        )
+
+def _operators(graph: Graph) -> str:
+    kinds = [node.op_type for node in graph.model.graph]
+    return (
+        f"{kinds.count('MatMulNBits')} MatMulNBits, "
+        f"{kinds.count('GatherBlockQuantized')} GatherBlockQuantized"
+    )
 
 
 def _calibration_problems(recipe: Recipe, decoder: Decoder) -> Iterator[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from converter.engine.engine import Pass, Run
+from converter.engine.contract import Done, Pass, Run
 from converter.engine.memory import RUNTIME_BYTES, reference_memory, session_memory
 from converter.errors import ConvertError, Problem
 from converter.evaluation.verification import compare_first_layers, compare_generation, precision
@@ -22,16 +22,11 @@ class Verify(Pass[Package, Package]):
     """Publishes only a folder whose numbers are the reference's."""
 
     name = "verify"
-    takes = Package
-    gives = Package
     slot = "verify"
     guarantees = (
         "onnxruntime-genai loads the folder and generates",
         "logits are within verify.max_error of the reference on the same weights",
     )
-
-    def __init__(self) -> None:
-        self._summary = ""
 
     def enabled(self, recipe: Recipe) -> bool:
         return recipe.verify.enabled
@@ -55,15 +50,13 @@ class Verify(Pass[Package, Package]):
         cut = outside + recipe.verify.first_layers * layer
         return session_memory(cut) + reference_memory(graph.decoder)
 
-    def run(self, artifact: Package, run: Run) -> Package:
+    def run(self, artifact: Package, run: Run) -> Done[Package]:
         verify = run.recipe.verify
         if artifact.nbytes > verify.max_bytes:
             comparison = compare_first_layers(artifact, run.recipe, verify.first_layers)
         else:
             comparison = compare_generation(artifact, run.recipe)
         error, limit = comparison.error, verify.max_error[precision(run.recipe)]
-        self._summary = f"{comparison.what}: relative error {error:.1e} (at most {limit:.0e})"
-        run.facts[self.name] = {"compared": comparison.what, "relative_error": error}
         if not error <= limit:  # NaN is a failure
             raise ConvertError(
                 Problem(
@@ -72,7 +65,8 @@ class Verify(Pass[Package, Package]):
                     "report this; verify=none publishes the folder unchecked",
                 )
             )
-        return artifact
-
-    def summary(self, given: Package) -> str:
-        return self._summary
+        return Done(
+            artifact,
+            {"compared": comparison.what, "relative_error": error},
+            f"{comparison.what}: relative error {error:.1e} (at most {limit:.0e})",
+        )

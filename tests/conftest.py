@@ -71,7 +71,7 @@ def make_recipe() -> Callable[..., Any]:
 @pytest.fixture
 def build(make_recipe: Callable[..., Any]) -> Callable[..., Any]:
     """Run the passes up to `until` on a tiny recipe and give the last artifact."""
-    from converter.engine.engine import Run
+    from converter.engine.contract import Run
     from converter.engine.registry import make_passes
     from converter.output.staging import Staging
 
@@ -80,7 +80,7 @@ def build(make_recipe: Callable[..., Any]) -> Callable[..., Any]:
         artifact: Any = None
         for item in make_passes(["load", "layout", "graph", "quantize"]):
             if item.enabled(recipe):
-                artifact = item.run(artifact, Run(recipe, Staging.nowhere()))
+                artifact = item.run(artifact, Run(recipe, Staging.nowhere())).artifact
             if item.name == until:
                 break
         return artifact

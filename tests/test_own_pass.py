@@ -107,19 +107,15 @@ def test_the_order_is_checked(environment: Environment, tmp_path: Path) -> None:
     assert "The pass card follows layout, which gives Decoder." in wrong.stderr
 
 
-def test_it_is_described_without_being_imported(environment: Environment) -> None:
-    code = (
-        "import sys; from converter.engine.registry import describe_passes;"
-        "d = {item.name: item for item in describe_passes()}['card'];"
-        "print(d.package, d.takes, d.gives, d.slot, d.purpose, *d.guarantees, sep='|');"
-        "print([name for name in ('torch', 'convert_card.card') if name in sys.modules])"
-    )
-    done = environment.run("-c", code)
-    assert done.stdout.splitlines() == [
-        "convert-card|Package|Package|card|Writes a model card for the folder."
-        "|README.md has a title, a license, and the bytes of the model",
-        "[]",
-    ]
+def test_it_is_listed_with_its_package(environment: Environment) -> None:
+    lines = environment.convert("list", "passes").stdout.splitlines()
+    assert ["card", "convert-card"] in [line.split() for line in lines]
+    assert ["tune", "convert-genai"] in [line.split() for line in lines]
+
+
+def test_the_plan_does_not_run_it(environment: Environment) -> None:
+    plan = environment.convert("plan", *TINY, WITH_CARD, "card.title=x")
+    assert plan.returncode == 0 and "package → card" in plan.stdout, plan.stderr
 
 
 BROKEN = {

@@ -17,7 +17,7 @@ from converter.cli.tree import (
     built_in_models,
     products,
 )
-from converter.engine.engine import order_problems
+from converter.engine.execution import order_problems
 from converter.engine.registry import make_passes
 from converter.model.architecture import read_architecture
 

@@ -39,7 +39,7 @@ def check_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> None:
     Raises:
         ConvertError: lists the problems of all recipes, each with its recipe's name.
     """
-    from converter.engine.engine import order_problems
+    from converter.engine.execution import order_problems
     from converter.engine.registry import make_passes
 
     problems: list[Problem] = []

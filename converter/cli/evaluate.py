@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.engine.engine import check
+from converter.engine.execution import check
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError, Problem, raise_if, together_with
 from converter.evaluation.charts import Panel, compare_folders

@@ -154,9 +154,9 @@ def _print_recipes(words: Sequence[str]) -> None:
 
 
 def _passes() -> list[str]:
-    from converter.engine.registry import BUILT_IN, pass_names
+    from converter.engine.registry import package_of, pass_entries
 
-    return [f"{name:<12}{BUILT_IN.get(name, 'installed package')}" for name in pass_names()]
+    return [f"{entry.name:<12} {package_of(entry)}" for entry in pass_entries()]
 
 
 def _defaults() -> dict[str, str]:

@@ -137,7 +137,7 @@ def run(words: Sequence[str]) -> int:
 
     with hashing_ahead(_local_weights(recipe)):
         with _imports():
-            from converter.engine.engine import run_recipe
+            from converter.engine.execution import run_recipe
             from converter.engine.registry import make_passes
             from converter.progress import show_progress
 

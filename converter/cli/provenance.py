@@ -135,7 +135,7 @@ def _run_again(folder: Path, values: dict[str, Any], lock: Mapping[str, Any]) ->
 
     What was tuned is taken over: the formats are in the recipe, the settings in the lock file.
     """
-    from converter.engine.engine import run_recipe
+    from converter.engine.execution import run_recipe
     from converter.engine.registry import make_passes
     from converter.progress import show_progress
     from converter.recipe.validation import parse_recipe
@@ -146,7 +146,7 @@ def _run_again(folder: Path, values: dict[str, Any], lock: Mapping[str, Any]) ->
         if isinstance(values.get(slot), dict):
             values[slot]["enabled"] = False
             values[slot].pop("max_kld", None)  # a limit for what is measured
-    values["target"]["tune"] = False
+    values["tune"]["enabled"] = False
     settings = _fact(lock, "tune", "settings")
     scratch = Path(tempfile.mkdtemp(prefix=".reproduce-", dir=folder.parent))
     try:

@@ -109,7 +109,7 @@ def check_jobs(jobs: Sequence[Job], folder: Path, here: bool) -> None:
     Raises:
         ConvertError: lists the problems of all jobs, each once.
     """
-    from converter.engine.engine import order_problems, pass_problems, read_headers
+    from converter.engine.execution import order_problems, pass_problems, read_headers
     from converter.engine.registry import make_passes
 
     problems: list[Problem] = []
@@ -167,7 +167,7 @@ def job_values(job: Job, folder: Path) -> dict[str, Any]:
 def run_job(config: Any) -> str:
     """Run one job in whatever process the launcher chose; failures become rows."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    from converter.engine.engine import run_recipe
+    from converter.engine.execution import run_recipe
     from converter.engine.registry import make_passes
     from converter.progress import Lines
 

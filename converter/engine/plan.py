@@ -12,7 +12,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from converter.engine.engine import Pass, Run, find_problems, order_problems, rooms
+from converter.engine.contract import Pass, Run
+from converter.engine.execution import find_problems, order_problems, rooms
 from converter.engine.memory import process_memory
 from converter.errors import ConvertError, Problem, raise_if
 from converter.graph.graph import Graph

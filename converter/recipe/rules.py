@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from converter.errors import Problem
 from converter.recipe.schema import (
-    BenchmarkConfig,
     CalibrationConfig,
     EvaluateConfig,
     QuantConfig,
@@ -23,7 +22,6 @@ def impossible_values(recipe: Recipe) -> Iterator[Problem]:
     yield from _scheme_problems(recipe.quant)
     yield from _calibration_problems(recipe.calibration)
     yield from target_problems(recipe.target, recipe.quant)
-    yield from _tune_problems(recipe)
     if recipe.graph.context_length is not None and recipe.graph.context_length < 1:
         yield Problem(
             f"graph.context_length={recipe.graph.context_length}.",
@@ -32,7 +30,6 @@ def impossible_values(recipe: Recipe) -> Iterator[Problem]:
         )
     yield from _source_problems(recipe.source)
     yield from _evaluate_problems(recipe.evaluate)
-    yield from _benchmark_problems(recipe.benchmark)
     if recipe.threads is not None and recipe.threads < 1:
         yield Problem(
             f"threads={recipe.threads}.", "at least 1, or null for all cores", "threads=2"
@@ -67,17 +64,6 @@ def _evaluate_problems(evaluate: EvaluateConfig) -> Iterator[Problem]:
             f"evaluate.max_kld={evaluate.max_kld}, and the recipe does not evaluate.",
             "a measurement to compare it with",
             "add evaluate=standard",
-        )
-
-
-def _benchmark_problems(benchmark: BenchmarkConfig) -> Iterator[Problem]:
-    lengths = benchmark.prompt_lengths
-    if not lengths or min(lengths) < 1 or benchmark.new_tokens < 2 or benchmark.rounds < 1:
-        yield Problem(
-            f"benchmark.prompt_lengths={lengths}, new_tokens={benchmark.new_tokens}, "
-            f"rounds={benchmark.rounds}.",
-            "prompts of a token and more, at least 2 new tokens and 1 round",
-            "choose benchmark=standard and change less",
         )
 
 
@@ -119,44 +105,23 @@ def _calibration_problems(calibration: CalibrationConfig) -> Iterator[Problem]:
         )
 
 
-def _tune_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Formats may be tuned where the recipe has one for all, and the pass that does it."""
-    target, quant, passes = recipe.target, recipe.quant, recipe.passes
-    if not (target.tune and (target.tune_block_sizes or target.tune_head_bits)):
-        return
-    stated = f"target.tune_block_sizes={target.tune_block_sizes}, " + (
-        f"tune_head_bits={target.tune_head_bits}"
-    )
-    remedy = "set target.tune_block_sizes=[] target.tune_head_bits=[]"
-    if quant.mixed:
-        yield Problem(
-            f"{stated} with target_size={quant.target_size}, "
-            f"bits_per_weight={quant.bits_per_weight}.",
-            "formats that either the machine's speed or a budget chooses",
-            remedy,
-        )
-    elif quant.round == "none":
-        yield Problem(f"{stated} with quant.round=none.", "quantized weights to tune", remedy)
-    if passes and ("formats" not in passes or "quantize" in passes[: passes.index("formats")]):
-        yield Problem(
-            f"{stated}, and the passes are {', '.join(passes)}.",
-            "the pass formats before quantize",
-            "put formats between graph and quantize in the recipe's passes",
-        )
-
-
 def _block_size_problems(recipe: Recipe) -> Iterator[Problem]:
     quant = recipe.quant
     for key, size in (
         ("quant.block_size", quant.block_size),
         ("quant.lm_head.block_size", quant.lm_head.block_size),
         ("quant.embedding.block_size", quant.embedding.block_size),
-        *(("target.tune_block_sizes", size) for size in recipe.target.tune_block_sizes),
     ):
-        if size is not None and (size < 16 or size > 256 or size & (size - 1)):
-            below = max(16, min(256, 1 << max(size, 1).bit_length() - 1))
-            yield Problem(
-                f"{key}={size}.",
-                "a power of two from 16 to 256 (MatMulNBits)",
-                f"set {key}={below}" if key.startswith("quant") else f"write {below} instead",
-            )
+        if size is not None:
+            yield from block_size_problems(key, size)
+
+
+def block_size_problems(key: str, size: int) -> Iterator[Problem]:
+    """Why MatMulNBits has no blocks of the size that the dotted `key` states."""
+    if size < 16 or size > 256 or size & (size - 1):
+        below = max(16, min(256, 1 << max(size, 1).bit_length() - 1))
+        yield Problem(
+            f"{key}={size}.",
+            "a power of two from 16 to 256 (MatMulNBits)",
+            f"set {key}={below}" if key.startswith("quant") else f"write {below} instead",
+        )

@@ -195,13 +195,6 @@ class TargetConfig:
     """Type of the stored keys and values; int8 takes scales from the calibration text."""
     graph_capture: bool = False
     """Let the provider record the graph once and replay it."""
-    tune: bool = False
-    """Try threads, spinning and chunk size on this machine; keep the fastest."""
-    tune_block_sizes: list[int] = field(default_factory=list)
-    """Values of quant.block_size that `tune` may choose from, besides the recipe's own. Every
-    variant takes the room of the result on the disk while it is measured."""
-    tune_head_bits: list[Literal[4, 8]] = field(default_factory=list)
-    """Values of quant.lm_head.bits that `tune` may choose from, besides the recipe's own."""
     provider_options: dict[str, str] = field(default_factory=dict)
     """Options of the execution provider in genai_config.json."""
     session_options: dict[str, Any] = field(default_factory=dict)
@@ -269,19 +262,6 @@ class OliveConfig:
 
 
 @dataclass
-class BenchmarkConfig:
-    """Measuring the finished folder's speed on this machine."""
-
-    enabled: bool = False
-    prompt_lengths: list[int] = field(default_factory=lambda: [16, 128, 512])
-    """Tokens of the prompts whose time to first token is measured."""
-    new_tokens: int = 64
-    """Tokens generated to measure decoding."""
-    rounds: int = 3
-    """Processes started, each measuring everything once; medians are reported."""
-
-
-@dataclass
 class Recipe:
     """A conversion, completely described."""
 
@@ -303,7 +283,6 @@ class Recipe:
     target: TargetConfig = field(default_factory=TargetConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     olive: OliveConfig = field(default_factory=OliveConfig)
 
     @property

@@ -133,9 +133,3 @@ def _runtime_problems(target: TargetConfig) -> Iterator[Problem]:
             "the cpu target, whose GroupQueryAttention was checked with int8 keys and values",
             "set target.kv_cache=float",
         )
-    if target.tune and not provider.tunes:
-        yield Problem(
-            f"target.tune=true for the {target.execution_provider} execution provider.",
-            "the cpu target; threads, spinning and chunk size are settings of the CPU's provider",
-            "set target.tune=false",
-        )

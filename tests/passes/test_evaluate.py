@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from converter.cli.compose import compose_recipe
-from converter.engine.engine import check, run_recipe
+from converter.engine.execution import check, run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.evaluation import reference_logits

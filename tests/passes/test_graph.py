@@ -88,7 +88,7 @@ def test_other_families_cost_yaml_only(
     """A checkpoint saved by transformers, converted with layout=llama."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from converter.engine.engine import Run
+    from converter.engine.contract import Run
     from converter.engine.registry import make_passes
     from converter.output.staging import Staging
 
@@ -112,7 +112,7 @@ def test_other_families_cost_yaml_only(
     recipe = make_recipe("layout=llama", "source=checkpoint", f"source.path='{tmp_path / family}'")
     artifact: Any = None
     for item in make_passes(["load", "layout", "graph"]):
-        artifact = item.run(artifact, Run(recipe, Staging.nowhere()))
+        artifact = item.run(artifact, Run(recipe, Staging.nowhere())).artifact
     ids = torch.arange(30)[None]
     with torch.no_grad():
         expected = model(ids).logits

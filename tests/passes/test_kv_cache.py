@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("onnxruntime_genai")
 
 from converter.calibration.tokens import calibration_tokens
-from converter.engine.engine import run_recipe
+from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.evaluation.runtime_logits import folder_logits

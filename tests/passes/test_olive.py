@@ -22,7 +22,8 @@ pytest.importorskip("onnxruntime_genai")
 
 from converter.cli.compose import compose_recipe
 from converter.cli.main import main as command
-from converter.engine.engine import Run, run_recipe
+from converter.engine.contract import Run
+from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.evaluation.runtime_logits import folder_logits

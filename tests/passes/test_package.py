@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from converter.cli.compose import compose_recipe
-from converter.engine.engine import find_problems, run_recipe
+from converter.engine.execution import find_problems, run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.recipe.schema import Recipe

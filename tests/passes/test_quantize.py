@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracle import run_graph
 
-from converter.engine.engine import check
+from converter.engine.execution import check
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.graph.names import MATRIX

@@ -14,7 +14,8 @@ import torch
 from oracle import run_graph
 
 from converter.cli.compose import compose_values
-from converter.engine.engine import Run, check, run_recipe
+from converter.engine.contract import Run
+from converter.engine.execution import check, run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.model.reference import Reference
@@ -156,6 +157,6 @@ def test_unusable_text_is_named(tmp_path: Path, content: str | bytes) -> None:
         passes = make_passes(["load", "layout", "graph", "quantize"])
         check(recipe, passes, None)
         for item in passes:
-            artifact = item.run(artifact, Run(recipe, Staging.nowhere()))
+            artifact = item.run(artifact, Run(recipe, Staging.nowhere())).artifact
     message = str(caught.value)
     assert "tokens" in message if content == "too short" else "text.txt" in message

@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("onnxruntime_genai")
 
-from converter.engine.engine import Pass, Run, run_recipe
+from converter.engine.contract import Done, Pass, Run
+from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.output.package import Package
@@ -56,19 +57,18 @@ def test_a_large_folder_is_compared_on_its_first_layers(
     assert not list((tmp_path / "out").glob("first_layers*"))
 
 
-class Damage(Pass[Any, Any]):
+class Damage(Pass[Package, Package]):
     """Overwrites some bytes of the data file, as a bad disk would."""
 
     name = "damage"
-    takes = gives = Package
 
-    def run(self, artifact: Any, run: Run) -> Any:
+    def run(self, artifact: Package, run: Run) -> Done[Package]:
         path = artifact.folder / "model.onnx.data"
         data = bytearray(path.read_bytes())
         middle = len(data) // 2
         data[middle : middle + 4096] = bytes(range(256)) * 16
         path.write_bytes(data)
-        return artifact
+        return Done(artifact)
 
 
 @pytest.mark.parametrize("words", [["quant=rtn"], ["quant=rtn", "verify.max_bytes=1000"]])

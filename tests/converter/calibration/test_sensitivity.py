@@ -17,7 +17,7 @@ from converter.calibration.sensitivity import (
 )
 from converter.calibration.tokens import calibration_tokens
 from converter.cli.compose import compose_recipe
-from converter.engine.engine import check
+from converter.engine.execution import check
 from converter.engine.registry import make_passes
 from converter.graph.formats import candidate_formats
 from converter.graph.matrices import graph_matrices

@@ -13,7 +13,7 @@ import pytest
 
 from converter.cli.compose import compose_recipe
 from converter.cli.main import main
-from converter.engine.engine import run_recipe
+from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.evaluation import reference_logits
 from passes.load import demo_folder

@@ -185,7 +185,7 @@ def test_hydras_own_options_are_closed(option: str, capsys: pytest.CaptureFixtur
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    from converter.engine.engine import run_recipe
+    from converter.engine.execution import run_recipe
     from converter.engine.registry import make_passes
 
     words = ["recipe=demo", "verify=none", "evaluate=standard", "evaluate.max_chunks=2"]

@@ -13,7 +13,8 @@ from huggingface_hub import constants
 
 from converter.cli.compose import compose_recipe
 from converter.cli.plan import main, plan_text
-from converter.engine.engine import Run, run_recipe
+from converter.engine.contract import Run
+from converter.engine.execution import run_recipe
 from converter.engine.plan import Plan, make_plan
 from converter.engine.registry import make_passes
 from converter.model.rope import Rope
@@ -151,7 +152,7 @@ def test_memory_grows_with_threads_and_not_with_depth(make_recipe: Callable[...,
         passes = make_passes(["load", "layout", "graph"])
         artifact: Any = None
         for item in passes:
-            artifact = item.run(artifact, Run(recipe, Staging.nowhere()))
+            artifact = item.run(artifact, Run(recipe, Staging.nowhere())).artifact
         found = MakePackage().peak_memory(artifact, recipe)
         assert found is not None
         return found

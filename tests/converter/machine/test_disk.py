@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from converter.calibration.disk import calibration_disk
-from converter.engine.engine import run_recipe
+from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.graph.formats import quantized_bytes
@@ -61,8 +61,8 @@ def test_folders_of_one_disk_share_its_room(
     [
         (["quant=best", *CALIBRATION], ["what calibration spills and keeps", FOLDER_VARIABLE]),
         (
-            ["quant=rtn", "target.tune=true", "target.tune_block_sizes=[16,32]"],
-            ["the variants that target.tune measures", "target.tune_block_sizes"],
+            ["quant=rtn", "tune=standard", "tune.block_sizes=[16,32]"],
+            ["the variants that tune measures", "tune.block_sizes"],
         ),
     ],
     ids=["calibration", "formats"],
@@ -164,7 +164,7 @@ def test_variants_of_one_setting_lie_on_the_disk_together(
     make_recipe: Callable[..., Recipe], build: Callable[..., Any]
 ) -> None:
     decoder = build().decoder
-    both = ["target.tune=true", "target.tune_block_sizes=[16]", "target.tune_head_bits=[8]"]
+    both = ["tune=standard", "tune.block_sizes=[16]", "tune.head_bits=[8]"]
     one = variant_bytes(make_recipe("quant=rtn", *both[:2]), decoder)
     two = variant_bytes(make_recipe("quant=rtn", *both), decoder)
     recipe = make_recipe("quant=rtn", *both[:2])

@@ -17,7 +17,7 @@ from oracle import feeds, llama_of
 from transformers import LlamaConfig
 
 from converter.cli.compose import compose_recipe
-from converter.engine.engine import run_recipe
+from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint

@@ -38,10 +38,8 @@ from converter.recipe.target_rules import target_problems
             "quant.pad_last_block=false",
         ),
         (["target.graph_capture=true"], "target.graph_capture=false"),
-        (["target=cuda", "target.tune=true"], "target.tune=false"),
         (["target.threads=-1"], "target.threads=null"),
         (["target.chunk_size=0"], "target.chunk_size=512"),
-        (["benchmark.rounds=0"], "benchmark=standard"),
     ],
     ids=str,
 )  # fmt: skip

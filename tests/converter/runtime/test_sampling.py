@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime_genai")
 
 from converter.cli.compose import compose_recipe
 from converter.cli.sample import main
-from converter.engine.engine import run_recipe
+from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.runtime.sampling import UNCUT, SampleOptions, sample_texts

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("onnxruntime_genai")
 
 from converter.cli.compose import compose_recipe
-from converter.engine.engine import run_recipe
+from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.runtime.session import Runtime, number_problems, read_configs

@@ -16,7 +16,7 @@ from hub_server import Hub, serve
 from huggingface_hub import constants
 
 from converter.cli.compose import compose_recipe
-from converter.engine.engine import check
+from converter.engine.execution import check
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.model.checkpoint import Checkpoint

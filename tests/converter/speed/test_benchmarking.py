@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("onnxruntime_genai")
 
 from converter.cli.bench import main
-from converter.engine.engine import run_recipe
+from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.speed.benchmarking import Spread, bench, bytes_per_token, draw, summarise, table

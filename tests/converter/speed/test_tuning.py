@@ -11,7 +11,7 @@ pytest.importorskip("onnxruntime_genai")
 
 from converter.cli.compose import compose_recipe
 from converter.cli.provenance import reproduce
-from converter.engine.engine import run_recipe
+from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.speed import tuning
 from converter.speed.tuning import CHUNK_SIZE, SPINNING, THREADS, candidates, tune
@@ -77,7 +77,7 @@ def test_the_pass_writes_settings_that_load_and_their_hash(
         return 1.0 if config["search"].get("chunk_size") == 128 else 2.0
 
     fake_machine(monkeypatch, seconds)
-    recipe = make_recipe("target.tune=true", "target.threads=2", "verify=standard")
+    recipe = make_recipe("tune=standard", "target.threads=2", "verify=standard")
     recipe.output = str(tmp_path / "out")
     passes = ["load", "layout", "graph", "quantize", "package", "tune", "verify"]
     output = run_recipe(recipe, make_passes(passes))
@@ -103,7 +103,7 @@ def test_a_tuned_folder_is_reproduced_as_it_was_tuned(
         return {"first_token": {"512": 1.0 if settings[CHUNK_SIZE] else 2.0}, "token": [0.0]}
 
     monkeypatch.setattr(tuning, "run_once", slower_with_each)
-    words = ["recipe=demo", "verify=none", "target.tune=true", f"output={tmp_path / 'tuned'}"]
+    words = ["recipe=demo", "verify=none", "tune=standard", f"output={tmp_path / 'tuned'}"]
     recipe = compose_recipe(words)
     folder = run_recipe(recipe, make_passes(recipe.passes))
     config = json.loads((folder / "genai_config.json").read_text())

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from convert_card.settings import CardConfig
-from converter.engine.engine import Pass, Run
+from converter.engine.contract import Done, Pass, Run
 from converter.errors import Problem
 from converter.model.decoder import Decoder
 from converter.output.package import Package
@@ -16,8 +16,6 @@ class Card(Pass[Package, Package]):
     """Writes a model card for the folder."""
 
     name = "card"
-    takes = Package
-    gives = Package
     slot = "card"
     guarantees = ("README.md has a title, a license, and the bytes of the model",)
 
@@ -26,7 +24,7 @@ class Card(Pass[Package, Package]):
         if not own_settings(recipe, CardConfig).title:
             yield Problem("card.title is empty.", "the card's first line", 'set card.title="…"')
 
-    def run(self, artifact: Package, run: Run) -> Package:
+    def run(self, artifact: Package, run: Run) -> Done[Package]:
         """Write below `artifact.folder` only: it becomes the output once every pass succeeded."""
         config = own_settings(run.recipe, CardConfig)
         lines = [
@@ -40,14 +38,10 @@ class Card(Pass[Package, Package]):
         ]
         text = "\n".join(lines) + "\n"
         (artifact.folder / "README.md").write_text(text, encoding="utf-8")
-        run.facts[self.name] = {"license": config.license}
-        return dataclasses.replace(artifact, nbytes=artifact.nbytes + len(text.encode()))
+        made = dataclasses.replace(artifact, nbytes=artifact.nbytes + len(text.encode()))
+        return Done(made, {"license": config.license}, "README.md")
 
     def ensures(self, given: Package, run: Run) -> Iterable[Problem]:
         """What is wrong with the result; nothing is published then."""
         if not (given.folder / "README.md").read_text(encoding="utf-8").startswith("---"):
             yield Problem("README.md has no header.", "a model card", "report this")
-
-    def summary(self, given: Package) -> str:
-        """A few words for the log."""
-        return "README.md"

@@ -10,32 +10,33 @@ from typing import Any
 
 import pytest
 
-from converter.engine.engine import Pass, Run, run_recipe
+from converter.engine.contract import Done, Pass, Run
+from converter.engine.execution import run_recipe
 from converter.errors import ConvertError, Problem
 from converter.output.staging import LOCK, open_folder, open_staging
 from converter.recipe.schema import Recipe
 
 
 class Start(Pass[None, int]):
-    name, takes, gives = "start", type(None), int
+    name = "start"
 
-    def run(self, artifact: None, run: Run) -> int:
+    def run(self, artifact: None, run: Run) -> Done[int]:
         (run.staging.folder / "file").write_text("content")
-        return 1
+        return Done(1, {"answer": 42}, "one")
 
 
 class Middle(Pass[int, int]):
-    name, takes, gives = "middle", int, int
+    name = "middle"
     found: Iterable[Problem] = ()
     error: Exception | None = None
 
     def requires(self, recipe: Recipe, decoder: Any) -> Iterable[Problem]:
         return self.found
 
-    def run(self, artifact: int, run: Run) -> int:
+    def run(self, artifact: int, run: Run) -> Done[int]:
         if self.error:
             raise self.error
-        return artifact + 1
+        return Done(artifact + 1)
 
     def ensures(self, given: int, run: Run) -> Iterable[Problem]:
         return [Problem("too large")] if given > 2 else []

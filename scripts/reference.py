@@ -1,4 +1,4 @@
-"""Writes docs/passes.md from the passes' own source: `python -m converter.cli.passes_doc`."""
+"""Writes docs/passes.md from the code: `python scripts/reference.py`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from converter.engine.registry import BUILT_IN, PassDescription, describe_passes
-from converter.recipe import schema as recipe
-from converter.recipe.schema import Recipe
+from converter.cli.tree import PRIMARY, built_in_values
+from converter.engine.contract import Pass
+from converter.engine.registry import load_pass
+from converter.recipe.guest_slots import recipe_schema
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "passes.md"
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "passes.md"
 HEAD = """# Passes
 
-Generated from the code by `python -m converter.cli.passes_doc`; a test compares. Each pass takes
-one artifact and gives the next (`converter/engine/artifacts.py`); which passes a recipe runs, and
-in which order, its key `passes` says. A pass of your own: [own_pass.md](own_pass.md).
+Generated from the code by `python scripts/reference.py`; a test compares. Each pass takes one
+artifact and gives the next. A recipe's key `passes` says which passes run, and in which order. A
+pass of your own: [own_pass.md](own_pass.md).
 """
 
 
@@ -32,26 +33,27 @@ def main() -> None:
 
 def document() -> str:
     """The whole text of docs/passes.md."""
-    passes = [item for item in describe_passes() if item.name in BUILT_IN]
+    passes = [load_pass(name) for name in built_in_values(f"{PRIMARY}.yaml")["passes"]]
     first = {item.slot: item.name for item in reversed(passes)}
     sections = (line for item in passes for line in _section(item, first[item.slot]))
     return "\n".join([HEAD, *_table(passes), *sections])
 
 
-def _table(passes: list[PassDescription]) -> Iterator[str]:
+def _table(passes: list[type[Pass[Any, Any]]]) -> Iterator[str]:
     yield "| pass | takes | gives | slot |"
     yield "|---|---|---|---|"
     for item in passes:
         link = f"[{item.name}](#{item.name})"
-        yield f"| {link} | {item.takes or 'the recipe'} | {item.gives} | {item.slot} |"
+        taken = "the recipe" if item.takes is type(None) else item.takes.__name__
+        yield f"| {link} | {taken} | {item.gives.__name__} | {item.slot} |"
     yield ""
 
 
-def _section(item: PassDescription, described: str) -> Iterator[str]:
+def _section(item: type[Pass[Any, Any]], described: str) -> Iterator[str]:
     """`described` is the pass in whose section the keys of its slot stand."""
     yield f"## {item.name}"
     yield ""
-    yield f"{item.purpose} (`{item.module.replace('.', '/')}.py`)"
+    yield f"{inspect.getdoc(item)} (`{item.__module__.replace('.', '/')}.py`)"
     yield ""
     if item.guarantees:
         yield "Guarantees, when it has not raised:"
@@ -62,7 +64,7 @@ def _section(item: PassDescription, described: str) -> Iterator[str]:
         yield f"Slot `{item.slot}`: see [{described}](#{described})."
         yield ""
     else:
-        schema = typing.get_type_hints(Recipe)[item.slot]
+        schema = typing.get_type_hints(recipe_schema())[item.slot]
         yield f"Slot `{item.slot}`:"
         yield ""
         yield "| key | default | |"
@@ -87,14 +89,10 @@ def _keys(schema: type, prefix: str) -> Iterator[str]:
 
 def field_docs(schema: type) -> dict[str, str]:
     """The strings that stand below the fields of a dataclass, by field."""
-    tree = ast.parse(inspect.getsource(recipe))
-    (body,) = (
-        node.body
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name == schema.__name__
-    )
+    (node,) = ast.parse(inspect.getsource(schema)).body
+    assert isinstance(node, ast.ClassDef)
     found = {}
-    for item, following in itertools.pairwise(body):
+    for item, following in itertools.pairwise(node.body):
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             value = following.value if isinstance(following, ast.Expr) else None
             if isinstance(value, ast.Constant) and isinstance(value.value, str):

@@ -1,4 +1,4 @@
-"""The pass engine: checks a recipe's passes as a whole, then runs them in order.
+"""Runs a recipe's passes: checks them as a whole, then runs them in order.
 
 A pass takes one artifact and gives the next. Before any weight is read the engine checks that the
 passes fit together and asks each one what it `requires`, so all problems appear in one error. The
@@ -8,12 +8,11 @@ output folder appears at the end, complete, by one rename.
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any
 
+from converter.engine.contract import Pass, Run
 from converter.errors import ConvertError, Problem, raise_if
 from converter.graph.graph import Graph
 from converter.machine.disk import Room, room_problems
@@ -21,73 +20,8 @@ from converter.model.decoder import Decoder
 from converter.output.place import output_folder, output_problems
 from converter.output.staging import Staging, open_staging
 from converter.progress import Progress, Silent
+from converter.recipe.guest_slots import own_slots as guest_slots
 from converter.recipe.schema import Recipe
-
-Taken = TypeVar("Taken")
-Given = TypeVar("Given")
-
-
-@dataclass
-class Run:
-    """What the passes of one run share: the recipe, the staging folder, the progress display."""
-
-    recipe: Recipe
-    staging: Staging
-    progress: Progress = field(default_factory=Silent)
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Wall-clock seconds of each finished pass."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What passes measured, by pass name; goes into the report."""
-
-
-class Pass(ABC, Generic[Taken, Given]):
-    """One step of a conversion. A subclass states its name and types and implements `run`."""
-
-    name: ClassVar[str]
-    takes: ClassVar[type]
-    """Type of the artifact that `run` takes; `type(None)` for the first pass."""
-    gives: ClassVar[type]
-    slot: ClassVar[str] = ""
-    """The recipe's slot with this pass's settings: a built-in one, or one of `convert.slots`."""
-    guarantees: ClassVar[tuple[str, ...]] = ()
-    """What holds when the pass has not raised; the documentation lists it."""
-    headers_only: ClassVar[bool] = False
-    """`preview` reads headers, not weights, and so takes part in the check before the work."""
-
-    def enabled(self, recipe: Recipe) -> bool:
-        """Whether the recipe wants this pass; a pass left out is skipped silently."""
-        return True
-
-    def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
-        """What is wrong with the recipe for this pass; `decoder` is None when it could not be read.
-
-        Called before any weight is read.
-        """
-        return ()
-
-    def disk(self, recipe: Recipe, decoder: Decoder) -> Iterable[Room]:
-        """Room on disks that `run` needs at least, from shapes; checked before the work."""
-        return ()
-
-    @abstractmethod
-    def run(self, artifact: Taken, run: Run) -> Given:
-        """Do the work. Raises ConvertError with what is wrong."""
-
-    def preview(self, artifact: Taken, run: Run) -> Given:
-        """What `run` will give, from headers alone; for a pass whose `run` does more than that."""
-        return self.run(artifact, run)
-
-    def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
-        """Bytes that `run` takes at its peak, estimated from shapes; None when it cannot tell."""
-        return None
-
-    def ensures(self, given: Given, run: Run) -> Iterable[Problem]:
-        """What is wrong with the pass's own result."""
-        return ()
-
-    def summary(self, given: Given) -> str:
-        """What came out, in a few words, for the log."""
-        return ""
 
 
 def run_recipe(
@@ -156,9 +90,22 @@ def pass_problems(
     recipe: Recipe, passes: Sequence[Pass[Any, Any]], decoder: Decoder | None
 ) -> Iterator[Problem]:
     """What the passes miss, and room on the disks that is not there."""
+    yield from _absent(recipe)
     for item in passes:
         yield from item.requires(recipe, decoder)
     yield from room_problems(rooms(recipe, passes, decoder))
+
+
+def _absent(recipe: Recipe) -> Iterator[Problem]:
+    """Slots of passes that are switched on, and whose pass the recipe does not run."""
+    for name in guest_slots().schemas:
+        settings = getattr(recipe, name, None)
+        if getattr(settings, "enabled", False) and name not in recipe.passes:
+            yield Problem(
+                f"{name}.enabled=true, and the passes are {', '.join(recipe.passes)}.",
+                f"the pass {name} among them",
+                f"set {name}=none, or add {name} to the recipe's passes",
+            )
 
 
 def rooms(recipe: Recipe, passes: Sequence[Pass[Any, Any]], decoder: Decoder | None) -> list[Room]:
@@ -189,8 +136,10 @@ def _run_pass(item: Pass[Any, Any], artifact: Any, run: Run, done: Sequence[str]
     run.progress.start(item.name)
     start = time.perf_counter()
     try:
+        before = None if item.changes_input else _outline(artifact)
         given = item.run(artifact, run)
-        raise_if(item.ensures(given, run))
+        raise_if(item.ensures(given.artifact, run))
+        raise_if(_change_problems(item, before, artifact))
     except ConvertError as error:
         raise ConvertError(_in_pass(item.name, problem) for problem in error.problems) from error
     except (OSError, RuntimeError, ValueError) as error:
@@ -198,8 +147,32 @@ def _run_pass(item: Pass[Any, Any], artifact: Any, run: Run, done: Sequence[str]
         error.add_note(f"in the pass {item.name}{after}")
         raise
     run.seconds[item.name] = time.perf_counter() - start
-    run.progress.finish(item.name, run.seconds[item.name], item.summary(given))
-    return given
+    if given.facts:
+        run.facts[item.name] = dict(given.facts)
+    run.recipe = given.recipe or run.recipe
+    run.progress.finish(item.name, run.seconds[item.name], given.summary)
+    return given.artifact
+
+
+def _outline(artifact: Any) -> object:
+    """What tells one state of a graph from another; None for other artifacts."""
+    if not isinstance(artifact, Graph):
+        return None
+    graph = artifact.model.graph
+    nodes = [(node.op_type, node.name, tuple(map(id, node.inputs))) for node in graph]
+    values = [(value.name, value.dtype) for value in (*graph.inputs, *graph.outputs)]
+    tensors = {name: id(value.const_value) for name, value in graph.initializers.items()}
+    return nodes, values, tensors
+
+
+def _change_problems(item: Pass[Any, Any], before: object, artifact: Any) -> Iterator[Problem]:
+    """A graph that a pass changed without having said so: an earlier artifact would be wrong."""
+    if before is not None and before != _outline(artifact):
+        yield Problem(
+            f"The pass {item.name} changed the graph that it was given.",
+            "a new graph, or changes_input = True in the pass",
+            f"state changes_input in {type(item).__qualname__}",
+        )
 
 
 def _in_pass(name: str, problem: Problem) -> Problem:
