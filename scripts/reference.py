@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from converter.cli.tree import PRIMARY, built_in_values
 from converter.engine.contract import Pass
 from converter.engine.registry import load_pass
 from converter.recipe.guest_slots import recipe_schema
+from converter.recipe.tree import PRIMARY, built_in_values
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "passes.md"
 HEAD = """# Passes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from converter.errors import raise_if
@@ -12,9 +12,8 @@ from converter.progress import show_progress
 from converter.speed.benchmarking import Report, bench, draw, folder_problems, table
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the verb."""
-    parser = argparse.ArgumentParser(prog="convert bench", description=__doc__)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's words and options."""
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument(
         "--prompt-lengths",
@@ -26,7 +25,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=_at_least(1), default=3)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--picture", type=Path, help="also draw them here: .png or .svg")
-    parsed = parser.parse_args(arguments)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the verb."""
     folders = [folder.resolve() for folder in parsed.folders]
     raise_if(
         [

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 
 from converter.progress import format_bytes
 from converter.storage.cache import Cache, cache_folder
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the verb."""
-    parser = argparse.ArgumentParser(prog="convert cache", description=__doc__)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's words and options."""
     parser.add_argument("action", choices=["list", "clear"])
-    action = parser.parse_args(arguments).action
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the verb."""
     cache = Cache(cache_folder())
     entries = cache.entries()
-    if action == "clear":
+    if parsed.action == "clear":
         # What a job that runs now may be reading stays.
         count = cache.prune(limit=0, in_use_seconds=3600)
         print(f"{count} of {len(entries)} entries removed from {cache.folder}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from converter.errors import Problem, together_with
@@ -11,10 +11,9 @@ from converter.runtime.chat import ChatOptions, run_chat
 from converter.runtime.session import LARGEST_SEED, number_problems, read_configs
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the verb."""
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's words and options."""
     defaults = ChatOptions()
-    parser = argparse.ArgumentParser(prog="convert chat", description=__doc__)
     parser.add_argument("folder", type=Path, help="a folder that convert has written")
     parser.add_argument("--system", help="system prompt")
     parser.add_argument("--prompt", help="answer this once and stop")
@@ -25,7 +24,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--top-p", type=float, default=defaults.top_p)
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parsed = parser.parse_args(arguments)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the verb."""
     options = ChatOptions(
         max_length=parsed.max_length,
         max_new_tokens=parsed.max_new_tokens,

@@ -7,22 +7,24 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from converter.cli import tree
-from converter.cli.compose import compose_recipe
-from converter.cli.show import as_word
+from converter.cli.compose import as_word, compose_recipe
+from converter.cli.verbs import key_values
 from converter.errors import ConvertError, Problem, raise_if, together_with
+from converter.recipe import tree
 from converter.recipe.trust import NAME
 
 TRIAL = "folder"
 """Name of the repository that a folder is checked as."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the verb."""
-    parser = argparse.ArgumentParser(prog="convert check", description=__doc__)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's words and options."""
     parser.add_argument("what", nargs="?", help="a recipe, a file or a folder; all recipes if none")
-    parser.add_argument("overrides", nargs="*", help="key=value, as for a run")
-    parsed = parser.parse_args(arguments)
+    key_values(parser)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the verb."""
     what = parsed.what
     if what is not None and not _is_recipe(what) and os.path.isdir(what):
         names = check_folder(Path(what), parsed.overrides)

@@ -12,9 +12,10 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from converter.cli.tree import RECIPE, SWEEP, choices, folders
+from converter.cli.verbs import VERBS, called_as, spelled
 from converter.errors import ConvertError, Problem
 from converter.recipe.guest_slots import recipe_schema
+from converter.recipe.tree import RECIPE, SWEEP, choices, folders
 
 NAMED = ("show", "check", "diff")
 """Verbs whose words are recipes' names."""
@@ -48,9 +49,9 @@ SCRIPTS = {
     done < <("${1/#\\~/$HOME}" completion -- "${typed[@]:1}" 2>/dev/null)
     [[ ${COMPREPLY[0]} == *[=.] ]] && compopt -o nospace 2>/dev/null
 }
-complete -o default -F _convert convert
+complete -o default -F _convert COMMAND
 """,
-    "zsh": """#compdef convert
+    "zsh": """#compdef COMMAND
 _convert() {
     local word="${(Q)PREFIX}"
     local -a found open
@@ -72,7 +73,7 @@ _convert() {
     fi
 }
 # Sourced, it registers itself; as a file of fpath it is the function's body.
-if [[ $funcstack[1] == _convert ]]; then _convert "$@"; else compdef _convert convert; fi
+if [[ $funcstack[1] == _convert ]]; then _convert "$@"; else compdef _convert COMMAND; fi
 """,
     "fish": """function __convert_asked
     set -l words (commandline -opc)
@@ -86,8 +87,8 @@ function __convert_found
     contains / $__convert_found; and __fish_complete_directories (commandline -ct) ''
 end
 # Files are fish's own, where nothing was found: they follow key= and quotes too.
-complete -c convert -n '__convert_asked; set -q __convert_found[1]' -f -a '(__convert_found)'
-complete -c convert -n __fish_is_first_arg -s m -l multirun -d 'a sweep over all combinations'
+complete -c COMMAND -n '__convert_asked; set -q __convert_found[1]' -f -a '(__convert_found)'
+complete -c COMMAND -n __fish_is_first_arg -s m -l multirun -d 'a sweep over all combinations'
 """,
 }
 INSTALL = {
@@ -104,16 +105,17 @@ ACTIONS = {
 """Verb to the words that it knows."""
 
 
-def main(arguments: Sequence[str]) -> int:
+def run_words(words: Sequence[str]) -> int:
     """Print a script, or the candidates that a script asks for."""
-    if arguments[:1] == ["--"]:
-        print("".join(f"{name}\n" for name in candidates(arguments[1:])), end="")
+    if words[:1] == ["--"]:
+        print("".join(f"{name}\n" for name in candidates(words[1:])), end="")
         return 0
-    if len(arguments) != 1 or arguments[0] not in SCRIPTS:
+    if len(words) != 1 or words[0] not in SCRIPTS:
         shells = ", ".join(SCRIPTS)
         raise ConvertError(Problem("No shell is named.", f"one of {shells}", INSTALL["bash"]))
     # The hint comes last: in a file of zsh's fpath the first line is #compdef.
-    print(f"{SCRIPTS[arguments[0]]}# {INSTALL[arguments[0]]}")
+    script = SCRIPTS[words[0]].replace("COMMAND", called_as())
+    print(f"{script}# {spelled(INSTALL[words[0]])}")
     return 0
 
 
@@ -142,7 +144,7 @@ def _sweep_verbs() -> list[list[str]]:
 
 
 def _words(before: Sequence[str], word: str) -> Iterator[str]:
-    from converter.cli.main import SWEEPS, VERBS
+    from converter.cli.main import SWEEPS
 
     if not before:
         yield from (*VERBS, *SWEEPS)

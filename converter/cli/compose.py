@@ -1,9 +1,10 @@
-"""From the words of a command line to a checked `Recipe`, through Hydra's composition.
+"""From the words of a command line to a checked `Recipe`.
 
-Hydra stops at the first unknown key and accepts `+` before a misspelt one. So every override is
-checked against the schema and the recipe tree before Hydra sees it, and the composed mapping
-again afterwards. What the checks refuse is left out and the rest composed all the same, so that
-one error lists the mistakes of both.
+The recipe tree gives the values of the files that the words choose; Hydra composes them with what
+the words set, and resolves references between keys. Hydra stops at the first unknown key and
+accepts `+` before a misspelt one. So every override is checked against the schema and the recipe
+tree before Hydra sees it, and the composed mapping again afterwards. What the checks refuse is left
+out and the rest composed all the same, so that one error lists the mistakes of both.
 """
 
 from __future__ import annotations
@@ -13,25 +14,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from converter.cli.tree import (
+from converter.errors import ConvertError, Problem, raise_if
+from converter.recipe.schema import Recipe
+from converter.recipe.tree import (
     EXPORT,
     MODEL,
     OWN,
     PRIMARY,
     RECIPE,
+    Piece,
     Tree,
     built_in,
-    choices,
+    chosen_folders,
     is_foreign,
     local_file,
     merge,
-    product_name,
-    recipes_folder,
-    slots,
     unknown_choice,
 )
-from converter.errors import ConvertError, Problem, raise_if
-from converter.recipe.schema import Recipe
 from converter.recipe.validation import (
     concerns,
     default_values,
@@ -45,25 +44,17 @@ from converter.recipe.validation import (
 from converter.recipe.validation import unknown_key_problem as unknown_key
 
 
-def group_choices(group: str) -> list[str]:
-    """Names of a slot's built-in choices, such as the recipes or the targets."""
-    return built_in(group)
-
-
-def groups() -> list[str]:
-    """Names of the slots."""
-    return slots()
-
-
 @dataclass(frozen=True)
 class Prepared:
-    """A checked command line, ready for Hydra."""
+    """A checked command line."""
 
     words: list[str]
-    """As Hydra takes them."""
-    nodes: Mapping[tuple[str, str], Mapping[str, Any]]
-    """(slot, option) to the flattened content of the files that are not built in."""
+    """As Hydra's grammar reads them."""
     tree: Tree
+
+    def piece(self, words: Sequence[str]) -> Piece:
+        """The values that the files chosen by `words` give, layer by layer."""
+        return self.tree.recipe(_picked(map(parse_word, words)))
 
 
 def compose_recipe(words: Sequence[str]) -> Recipe:
@@ -75,6 +66,12 @@ def compose_recipe(words: Sequence[str]) -> Recipe:
     return parse_recipe(compose_values(words))
 
 
+def as_word(name: str) -> str:
+    """A recipe's name as a word of the command line; such a word stays as it is."""
+    is_word = _key(name) in (RECIPE, MODEL, EXPORT)
+    return name if is_word and "=" in name else f"{RECIPE}={name}"
+
+
 def compose_values(words: Sequence[str]) -> dict[str, Any]:
     """The composed recipe as nested plain containers, not yet checked against the schema."""
     prepared = prepare(words)
@@ -83,10 +80,12 @@ def compose_values(words: Sequence[str]) -> dict[str, Any]:
 
 def compose_prepared(words: Sequence[str], prepared: Prepared) -> dict[str, Any]:
     """Compose `words`, one combination of those that were prepared."""
-    values = _compose(words, prepared.nodes)
+    items = [parse_word(word) for word in words]
+    picked = _picked(items)
+    below = merge(default_values(), prepared.tree.recipe(picked).merged())
+    values = _compose(below, [f"++{item.input_line}" for item in items if not _chooses(item)])
     if values.get("name") == default_values()["name"]:
-        recipe = next(word for word in words if word.startswith(f"{RECIPE}="))
-        values["name"] = prepared.tree.recipe_name(recipe.partition("=")[2].strip("\"'"))
+        values["name"] = prepared.tree.recipe_name(picked)
     return values
 
 
@@ -97,16 +96,11 @@ def prepare(words: Sequence[str], sweep: bool = False) -> Prepared:
         ConvertError: lists every word that cannot be used, with the nearest one that can, what is
             wrong in the files that they name, and, but for a sweep, in what the others compose to.
     """
-    words, beside = _with_export(words, sweep)
     tree, read = _with_local(words)
     items = [parse_word(word, sweep) if isinstance(word, str) else word for word in read]
     refused = [[*_override_problems(item, tree, sweep)] for item in items]
     sound = [item for item, found in zip(items, refused, strict=True) if not found]
-    problems = [
-        *beside,
-        *_recipe_problems(words),
-        *(problem for found in refused for problem in found),
-    ]
+    problems = [*_recipe_problems(words), *(problem for found in refused for problem in found)]
     problems += _file_problems(items, tree)
     if problems:
         lost = [_key(word) for word, found in zip(words, refused, strict=True) if found]
@@ -116,8 +110,22 @@ def prepare(words: Sequence[str], sweep: bool = False) -> Prepared:
 
 
 def _prepared(overrides: Sequence[Any], tree: Tree) -> Prepared:
-    words = [_hydra_word(item) for item in overrides]
-    return Prepared(words, _foreign_nodes(overrides, tree), tree)
+    return Prepared([item.input_line.lstrip("+") for item in overrides], tree)
+
+
+def written(words: Iterable[str]) -> dict[str, Any]:
+    """What the words set themselves, nested, without the files that they choose."""
+    return _written(map(parse_word, words))
+
+
+def _chooses(item: Any) -> bool:
+    """Whether a parsed override chooses a file, and does not set values."""
+    return item.key_or_group in chosen_folders() and not isinstance(item._value, (dict, list))
+
+
+def _picked(items: Iterable[Any]) -> dict[str, str]:
+    """Folder to the option that the parsed overrides of one job choose from it."""
+    return {item.key_or_group: str(options(item)[0]) for item in items if _chooses(item)}
 
 
 def options(item: Any) -> list[Any]:
@@ -144,40 +152,6 @@ def _with_local(words: Sequence[str]) -> tuple[Tree, list[str | Problem]]:
     return tree, found
 
 
-def _with_export(words: Sequence[str], sweep: bool) -> tuple[list[str], list[Problem]]:
-    """The words with model=M export=E replaced by the recipe that the two compose."""
-    given = {_key(word): word.partition("=")[2] for word in words}
-    if EXPORT not in given:
-        return list(words), []
-    problems = list(_export_problems(given, sweep))
-    others = [word for word in words if _key(word) not in (MODEL, EXPORT)]
-    if problems:
-        return [word for word in others if _key(word) != RECIPE] + [f"{RECIPE}=demo"], problems
-    models, exports = (_listed(given[key], sweep) for key in (MODEL, EXPORT))
-    names = [product_name(model, export) for model in models for export in exports]
-    return [f"{RECIPE}={','.join(names)}", *others], []
-
-
-def _export_problems(given: Mapping[str, str], sweep: bool) -> Iterator[Problem]:
-    """Why model=M export=E, among the given words, is no recipe."""
-    if RECIPE in given or MODEL not in given:
-        beside = f"{RECIPE}={given[RECIPE]}" if RECIPE in given else "no model"
-        yield Problem(
-            f"export={given[EXPORT]} stands beside {beside}.",
-            "model=NAME export=NAME, or recipe=NAME alone",
-            f"write model=NAME export={given[EXPORT]}; `convert list` has the models",
-        )
-        return
-    for key in (MODEL, EXPORT):
-        for name in _listed(given[key], sweep):
-            if name not in choices(key):
-                yield unknown_choice(key, name)
-
-
-def _listed(value: str, sweep: bool) -> list[str]:
-    return _unquoted(value).split(",") if sweep else [_unquoted(value)]
-
-
 def _unquoted(value: str) -> str:
     """The value without the quotes around it, if there are any."""
     quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
@@ -187,29 +161,6 @@ def _unquoted(value: str) -> str:
 def _key(word: str) -> str:
     """The slot or the dotted key that a word sets."""
     return word.partition("=")[0].lstrip("+~")
-
-
-def _foreign_nodes(
-    overrides: Iterable[Any], tree: Tree
-) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """What Hydra needs of the files that are not built in, those that they choose included."""
-    wanted = [
-        (item.key_or_group, str(option))
-        for item in overrides
-        if item.key_or_group in slots()
-        for option in options(item)
-    ]
-    found: dict[tuple[str, str], Mapping[str, Any]] = {}
-    while wanted:
-        slot, choice = wanted.pop()
-        composed = slot == RECIPE and tree.pair(choice) is not None
-        if not (is_foreign(choice) or composed) or (slot, choice) in found:
-            continue
-        piece = tree.piece(slot, choice)
-        chosen = [{f"override /{name}": option} for name, (option, _) in piece.choices.items()]
-        found[slot, choice] = {**({"defaults": chosen} if chosen else {}), **piece.merged()}
-        wanted += [(name, option) for name, (option, _) in piece.choices.items()]
-    return found
 
 
 def parse_word(word: str, sweep: bool = False) -> Any:
@@ -222,7 +173,7 @@ def parse_word(word: str, sweep: bool = False) -> Any:
     from hydra.errors import HydraException
 
     if "=" not in word and not word.startswith("~"):
-        near = nearest_names(word, group_choices("recipe"), 1)
+        near = nearest_names(word, built_in(RECIPE), 1)
         return Problem(
             f"{word!r} is not a verb, nor of the form key=value.",
             "recipe=NAME [key=value …]",
@@ -245,7 +196,7 @@ def parse_word(word: str, sweep: bool = False) -> Any:
 def _may_be_quoted(word: str, sweep: bool) -> bool:
     """Whether the word's value is a text or a name that its user has not quoted."""
     key, _, value = word.partition("=")
-    known = key in slots() or is_text(key.lstrip("+"))
+    known = key in chosen_folders() or is_text(key.lstrip("+"))
     return known and value[:1] not in ("'", '"') and not (sweep and "," in value)
 
 
@@ -283,10 +234,10 @@ def _override_problems(item: Any, tree: Tree, sweep: bool) -> Iterator[Problem]:
             "one value, unless the command sweeps",
             f"convert -m … to sweep, or \"{key}='…'\" for a text with commas",
         )
-    elif key in slots() and not isinstance(item._value, (dict, list)):
+    elif _chooses(item):
         for option in options(item):
             yield from _choice_problems(key, str(option), tree)
-    elif key.startswith("hydra") or (key not in slots() and not is_known_path(key)):
+    elif key.startswith("hydra") or (key not in chosen_folders() and not is_known_path(key)):
         yield unknown_key(key)
     elif key == "source.revision" and not isinstance(item.value(), (str, type(None))):
         written = item.input_line.partition("=")[2]
@@ -323,19 +274,24 @@ def _chosen(overrides: Iterable[Any]) -> Iterator[tuple[str, str]]:
     for item in overrides:
         if isinstance(item, Problem) or isinstance(item._value, (dict, list, Glob)):
             continue
-        if item.key_or_group in slots() and not item.is_delete():
+        if item.key_or_group in chosen_folders() and not item.is_delete():
             for option in options(item):
                 yield item.key_or_group, str(option)
 
 
-def _recipe_problems(words: Iterable[str]) -> Iterator[Problem]:
+def _recipe_problems(words: Sequence[str]) -> Iterator[Problem]:
     """No recipe, nor a word that was meant to be one."""
-    if not any(_key(word) == RECIPE or "=" not in word for word in words):
-        yield Problem(
-            "No recipe is given.",
-            "recipe=NAME, or model=NAME export=NAME",
-            "add recipe=NAME, such as recipe=demo",
-        )
+    given = {_key(word): word for word in words}
+    if RECIPE in given or {MODEL, EXPORT} <= given.keys() or any("=" not in w for w in words):
+        return
+    remedy = "add recipe=NAME, such as recipe=demo"
+    if EXPORT in given:
+        remedy = f"add {MODEL}=NAME, such as {MODEL}=internlm2_7b; `convert list` has them all"
+    elif MODEL in given:
+        remedy = f"add {EXPORT}=NAME, such as {EXPORT}=cpu_int4; `convert list` has them all"
+    alone = given.get(EXPORT) or given.get(MODEL)
+    found = f"{alone} alone is no recipe." if alone else "No recipe is given."
+    yield Problem(found, "recipe=NAME, or model=NAME export=NAME", remedy)
 
 
 def _further_problems(sound: Sequence[Any], lost: Sequence[str], tree: Tree) -> list[Problem]:
@@ -357,14 +313,15 @@ def _further_problems(sound: Sequence[Any], lost: Sequence[str], tree: Tree) -> 
 
 def _decided_by(key: str) -> list[str]:
     """The dotted keys that a word for `key`, or for what a misspelt `key` was meant to be, sets."""
-    known = key in slots() or is_known_path(key)
+    known = key in chosen_folders() or is_known_path(key)
     name = key if known else next(iter(nearest_names(key, schema_paths(), 1)), key)
     return [path for path in schema_paths() if path.startswith(f"{name}.")] or [name]
 
 
 def _composed_anyway(sound: Sequence[Any], tree: Tree) -> dict[str, Any] | None:
     """The composed recipe; None where the words left do not make one."""
-    if not any(item.key_or_group == RECIPE for item in sound):
+    given = {item.key_or_group for item in sound}
+    if RECIPE not in given and not {MODEL, EXPORT} <= given:
         return None
     try:
         prepared = _prepared(sound, tree)
@@ -375,15 +332,15 @@ def _composed_anyway(sound: Sequence[Any], tree: Tree) -> dict[str, Any] | None:
 
 def _written(overrides: Iterable[Any]) -> dict[str, Any]:
     """The values that words give to keys, nested."""
-    written: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for item in overrides:
-        if item.key_or_group in slots() and not isinstance(item._value, dict):
+        if item.key_or_group in chosen_folders() and not isinstance(item._value, dict):
             continue
         value: Any = item.value()
         for part in reversed(item.key_or_group.split(".")):
             value = {part: value}
-        written = merge(written, value)
-    return written
+        found = merge(found, value)
+    return found
 
 
 def _is_listed(problem: Problem, known: Iterable[Problem]) -> bool:
@@ -391,38 +348,19 @@ def _is_listed(problem: Problem, known: Iterable[Problem]) -> bool:
     return any(f": {item.found}".endswith(f": {problem.found}") for item in known)
 
 
-def _hydra_word(item: Any) -> str:
-    """The override as Hydra takes it: `++` lets a key stand whether or not a file names it."""
-    word: str = item.input_line.lstrip("+")
-    return word if item.key_or_group in groups() else f"++{word}"
-
-
-def register(nodes: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
-    """Tell Hydra the schema and the content of the files that are not built in."""
+def _compose(values: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """What Hydra makes of the files' values and of `words`, such as ++quant.bits=8."""
+    from hydra import compose, initialize
     from hydra.core.config_store import ConfigStore
-
-    store = ConfigStore.instance()
-    store.store(name="schema", node=default_values())
-    for (slot, choice), node in nodes.items():
-        home, _, name = choice.rpartition("/")
-        package = "_global_" if slot == RECIPE else slot
-        group = f"{slot}/{home}" if home else slot
-        store.store(group=group, name=name, node=dict(node), package=package)
-
-
-def _compose(
-    words: Sequence[str], nodes: Mapping[tuple[str, str], Mapping[str, Any]]
-) -> dict[str, Any]:
-    from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    register(nodes)
+    ConfigStore.instance().store(name=PRIMARY, node=dict(values))
     try:
-        with initialize_config_dir(str(recipes_folder()), version_base="1.3"):
+        with initialize(config_path=None, version_base="1.3"):
             config = compose(PRIMARY, list(words))
-            values: Any = OmegaConf.to_container(config, resolve=True)
+            found: Any = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConvertError(
             Problem(
@@ -431,7 +369,7 @@ def _compose(
                 "run `convert --help` for the form of the command",
             )
         ) from error
-    return dict(values)
+    return dict(found)
 
 
 def _first_line(error: Exception) -> str:

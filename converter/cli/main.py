@@ -13,39 +13,17 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from converter.cli.verbs import VERBS, called_as, help_of_words, run_verb, spelled
 
 if TYPE_CHECKING:
     from converter.errors import Problem
     from converter.recipe.schema import Recipe
 
-VERBS = {
-    "list": ("converter.cli.listing", "models, exports and recipes; words filter"),
-    "show": ("converter.cli.show", "a composed recipe, and where each value comes from"),
-    "diff": ("converter.cli.show:diff", "what two recipes do differently"),
-    "check": ("converter.cli.check", "validate recipes, or a folder of them, without running"),
-    "new": ("converter.cli.new", "write a recipe file to start from"),
-    "pick": ("converter.cli.pick", "the best job of a sweep within limits"),
-    "explain": ("converter.cli.provenance", "what a finished folder is made of"),
-    "reproduce": ("converter.cli.provenance:reproduce", "make a folder again and compare hashes"),
-    "repo": ("converter.cli.repo", "recipe repositories: add, list, update, remove, init"),
-    "cache": ("converter.cli.cache", "what is kept for later runs: list, clear"),
-    "completion": ("converter.cli.completion", "a TAB completion script for bash, zsh or fish"),
-    "chat": ("converter.cli.chat", "talk to a converted model"),
-    "sample": ("converter.cli.sample", "let a model write text to calibrate on"),
-    "bench": ("converter.cli.bench", "measure how fast finished folders run"),
-    "eval": ("converter.cli.evaluate", "compare finished folders with their float model"),
-    "olive-config": ("converter.cli.olive_config", "write a recipe as a workflow of Olive"),
-    "plan": ("converter.cli.plan", "say what a conversion will do, from headers alone"),
-    "synth": ("converter.cli.synth", "write a synthetic checkpoint to disk"),
-}
-"""Verb to the module that runs it (`main`, or the function after a colon), and its purpose."""
 SWEEPS = ("-m", "--multirun")
 HELP = ("--help", "-h")
-WITHOUT_OPTIONS = ("list", "completion")
-"""Verbs that take words only; their module's text is their help."""
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -64,12 +42,8 @@ def _dispatch(words: Sequence[str]) -> int:
     """Do what the first word names."""
     word, asks = words[0], _asks_for_help(words)
     if word in VERBS:
-        place, _, name = VERBS[word][0].partition(":")
-        module = import_module(place)
-        if asks and word in WITHOUT_OPTIONS:
-            return _print(str(module.__doc__))
-        verb: Callable[[Sequence[str]], int] = getattr(module, name or "main")
-        return verb(words[1:])
+        text = help_of_words(word) if asks else None
+        return run_verb(word, words[1:]) if text is None else _print(text)
     if word == "--version":
         from converter import __version__
 
@@ -98,11 +72,11 @@ def _print(text: str) -> int:
 
 def _check_verb(words: Sequence[str]) -> None:
     """Refuse a first word that is more like a verb than like a recipe's name."""
-    from converter.cli.compose import group_choices
+    from converter.recipe.tree import RECIPE, built_in
 
     if "=" in words[0] or words[0].startswith(("-", "~")):
         return
-    near = get_close_matches(words[0], [*group_choices("recipe"), *VERBS], n=1)
+    near = get_close_matches(words[0], [*built_in(RECIPE), *VERBS], n=1)
     if near and near[0] in VERBS:
         from converter.errors import ConvertError, Problem
 
@@ -177,7 +151,7 @@ def _guarded(verb: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
         _say(error.problems)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("convert: interrupted; no result was published", file=sys.stderr)
+        print(f"{called_as()}: interrupted; no result was published", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         _stop_printing()
@@ -203,9 +177,9 @@ def _printed(verb: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
 
 def _say(problems: Sequence[Problem]) -> None:
     count = len(problems)
-    print(f"convert: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
+    print(f"{called_as()}: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
     for problem in problems:
-        print(f"- {problem}", file=sys.stderr)
+        print(f"- {spelled(str(problem))}", file=sys.stderr)
 
 
 def _file_problem(error: OSError) -> Problem | None:
@@ -245,21 +219,22 @@ def _interrupt(*_: Any) -> None:
 
 
 def help_text() -> str:
-    """What `convert` alone prints: one screen."""
-    verbs = [f"{verb:<13}{what}" for verb, (_, what) in VERBS.items()]
-    return "\n".join(
-        [
-            "convert: put a language model on ONNX Runtime GenAI; a YAML recipe says how.",
-            "",
-            "  convert recipe=NAME [source.path=FOLDER] [output=FOLDER] [slot=choice] [key=value]",
-            "  convert model=NAME export=NAME …    the same for recipe=MODEL_EXPORT",
-            "  convert -m recipe=NAME key=a,b …    a sweep over all combinations, or -m sweep=NAME",
-            "",
-            *(f"  convert {line}" for line in verbs),
-            "",
-            "Try `convert recipe=demo`; then `convert list` and `convert VERB --help`.",
-        ]
-    )
+    """What `convert` alone prints: a screen of 24 lines with 80 columns."""
+    verbs = [f"{verb:<13}{what:<26}" for verb, what in VERBS.items()]
+    half = (len(verbs) + 1) // 2
+    lines = [
+        "convert: a Hugging Face model to ONNX Runtime GenAI; a YAML recipe says how.",
+        "",
+        "  convert recipe=NAME [source.path=FOLDER] [output=FOLDER] [key=value …]",
+        "  convert model=NAME export=NAME …    the same as recipe=MODEL_EXPORT",
+        "  convert -m recipe=NAME key=a,b …    a sweep over all combinations",
+        "  convert VERB …",
+        "",
+        *(f"  {one}{two}".rstrip() for one, two in zip(verbs[:half], verbs[half:], strict=True)),
+        "",
+        "Try `convert recipe=demo`, then `convert list` and `convert VERB --help`.",
+    ]
+    return spelled("\n".join(lines))
 
 
 def entry() -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from converter.cli.tree import RECIPE, Tree, built_in
 from converter.errors import ConvertError, Problem, raise_if
+from converter.recipe.tree import RECIPE, Tree, built_in
 from converter.recipe.trust import name_problems
 from converter.recipe.validation import nearest_names
 
@@ -25,12 +24,14 @@ defaults:
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the verb."""
-    parser = argparse.ArgumentParser(prog="convert new", description=__doc__)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's words and options."""
     parser.add_argument("name", help="the new recipe's name")
     parser.add_argument("--from", dest="base", required=True, help="a built-in recipe")
-    parsed = parser.parse_args(arguments)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the verb."""
     path = Path(f"{parsed.name}.yaml")
     raise_if([*_problems(parsed.name, parsed.base, path)])
     text = recipe_text(path.name, parsed.base)
@@ -50,7 +51,7 @@ def recipe_text(file: str, base: str) -> str:
     piece = Tree().piece(RECIPE, base)
     lines = [
         f"  # - override /{slot}: {option}    # or: {', '.join(_others(slot, option))}"
-        for slot, (option, _) in piece.choices.items()
+        for slot, option in piece.choices.items()
     ]
     return TEMPLATE.format(file=file, base=base, choices="\n".join(lines))
 

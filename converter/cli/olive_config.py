@@ -1,4 +1,8 @@
-"""`convert olive-config`: a recipe as a workflow file of Olive, as far as Olive can say it."""
+"""`convert olive-config recipe=NAME …`: a recipe as a workflow file of Olive, as far as it goes.
+
+The workflow (YAML) makes of a plain conversion what the recipe would. Its first lines say how to
+make that conversion, and what Olive cannot say.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from converter.cli.compose import compose_recipe
+from converter.cli.verbs import key_values
 from converter.errors import together_with
 from converter.graph.names import DATA_FILE, MODEL_FILE
 from converter.olive.config import Workflow, workflow_of
@@ -20,17 +25,15 @@ ALONG = ("genai_config.json", "special_tokens_map.json", "tokenizer.json", "toke
 NOT_ALONG = (MODEL_FILE, DATA_FILE, LOCK, RECIPE_FILE)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the verb."""
-    parser = argparse.ArgumentParser(
-        prog="convert olive-config",
-        description="Print an Olive workflow (YAML) that makes of a plain conversion what the "
-        "recipe would; its first lines say how to make that conversion and what Olive cannot say.",
-    )
-    parser.add_argument("overrides", nargs="+", help="recipe=NAME and further key=value")
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's words and options."""
+    key_values(parser, "recipe=NAME and what a run takes further")
     parser.add_argument("--input", type=Path, help="the plain conversion; default: NAME-plain")
     parser.add_argument("--to", type=Path, help="file to write; default: the terminal")
-    parsed = parser.parse_args(arguments)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the verb."""
     with together_with(file_problems(parsed.to, new=True) if parsed.to else ()):
         recipe = compose_recipe(parsed.overrides)
         folder = (parsed.input or Path(f"{recipe.name}-plain")).expanduser().absolute()

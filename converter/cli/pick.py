@@ -21,12 +21,9 @@ Limit = tuple[str, str, str]
 """The name as it was typed, <= or >=, and the value as it was typed."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the verb."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(f"{USAGE}\n\n{__doc__}")
-        return 0
-    folder, limits, by = parse(arguments)
+def run_words(words: Sequence[str]) -> int:
+    """Run the verb; its options are named after the sweep's columns."""
+    folder, limits, by = parse(words)
     rows = sweep.read_rows(folder)
     raise_if(_nothing_done(folder, rows))
     known = [name for name in sweep.columns(rows) if name not in ("job", "status", "error")]

@@ -1,28 +1,32 @@
-"""`convert plan recipe=NAME …`: say what the conversion will do; no weight is read or fetched."""
+"""`convert plan recipe=NAME …`: say from headers alone what the conversion will do.
+
+It says what each matrix becomes, the size of the result, memory and disk, and what stands against
+the conversion. No weight is read, and a repository on the hub is not downloaded.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 
 from converter.cli.compose import compose_recipe
+from converter.cli.verbs import key_values
 from converter.engine.plan import MatrixPlan, Plan, make_plan
 from converter.engine.registry import make_passes
 from converter.machine.disk import RESULT, free_bytes
 from converter.progress import format_bytes
 
-HELP = """usage: convert plan recipe=NAME [key=value …]
-
-Says from headers alone what the conversion will do: what each matrix becomes, the size of the
-result, memory and disk, and what stands against it. A repository on the hub is not downloaded."""
 EXIT_PROBLEMS = 1
 
 
-def main(arguments: Sequence[str]) -> int:
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's words and options."""
+    key_values(parser, "recipe=NAME and what a run takes further")
+
+
+def run(parsed: argparse.Namespace) -> int:
     """Run the verb; the exit code is 0 only when nothing stands against the conversion."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP)
-        return 0
-    recipe = compose_recipe(arguments)
+    recipe = compose_recipe(parsed.overrides)
     plan = make_plan(recipe, make_passes(recipe.passes))
     print(plan_text(plan))
     return EXIT_PROBLEMS if plan.problems else 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from converter.cli import tree
 from converter.cli.check import check_recipes
 from converter.errors import ConvertError, Problem, raise_if
 from converter.output.staging import open_folder
 from converter.output.writable import place_problems
+from converter.recipe import tree
 from converter.teams.repositories import (
     LOCK_FILE,
     Repository,
@@ -72,9 +71,8 @@ jobs:
 }
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the verb."""
-    parser = argparse.ArgumentParser(prog="convert repo", description=__doc__)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's words and options."""
     actions = parser.add_subparsers(dest="action", required=True)
     add = actions.add_parser("add", help="fetch a repository, check it and pin its commit")
     add.add_argument("name")
@@ -89,7 +87,10 @@ def main(arguments: Sequence[str]) -> int:
     init.add_argument("folder", type=Path)
     for action in (add, update, remove):
         action.add_argument("--user", action="store_true", help="the user's lock file, not ./")
-    parsed = parser.parse_args(arguments)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the verb."""
     if parsed.action == "add":
         add_repository(parsed.name, parsed.url, parsed.rev, _lock(parsed.user))
     elif parsed.action == "update":

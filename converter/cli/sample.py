@@ -1,4 +1,8 @@
-"""`convert sample`: let a converted model write text to calibrate on."""
+"""`convert sample FOLDER OUTPUT`: let a converted model write text to calibrate on.
+
+The text comes without temperature or cut-off. A calibrated conversion takes it with
+calibration.text=OUTPUT.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +19,19 @@ from converter.runtime.sampling import SampleOptions, sample_texts
 from converter.runtime.session import LARGEST_SEED, Runtime, number_problems, read_configs
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the verb."""
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's words and options."""
     defaults = SampleOptions()
-    parser = argparse.ArgumentParser(
-        prog="convert sample",
-        description="Let a converted model write text, as it comes without temperature or cut-off. "
-        "A calibrated conversion takes it with calibration.text=OUTPUT.",
-    )
     parser.add_argument("folder", type=Path, help="a folder that convert has written")
     parser.add_argument("output", type=Path, help="FILE.txt, or FILE.jsonl of a chat model")
     parser.add_argument("--tokens", type=int, default=defaults.tokens, help="in all")
     parser.add_argument("--length", type=int, default=defaults.length, help="of a text or turn")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--plain", action="store_true", help="plain text, also from a chat model")
-    parsed = parser.parse_args(arguments)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the verb."""
     options = SampleOptions(parsed.tokens, parsed.length, parsed.seed, not parsed.plain)
     with together_with(_problems(parsed.output, options)):
         raise_if(_kind_problems(parsed.folder, parsed.output, options))

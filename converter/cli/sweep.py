@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.cli import compose
-from converter.cli.tree import EXPORT, RECIPE, SWEEP, Tree
 from converter.errors import ConvertError, Problem, raise_if
+from converter.recipe.tree import EXPORT, RECIPE, SWEEP, Tree
 from converter.recipe.validation import parse_recipe
 from converter.sweeps import summary, sweep
 from converter.sweeps.sweep import Job, SweepPlan

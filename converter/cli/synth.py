@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from converter.cli.compose import compose_recipe
+from converter.cli.verbs import key_values
 from converter.errors import Problem, together_with
 from converter.output.staging import open_folder
 from converter.output.writable import place_problems
 from converter.sources.synthetic import open_synthetic, write_checkpoint
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the verb."""
-    parser = argparse.ArgumentParser(prog="convert synth", description=__doc__)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's words and options."""
     parser.add_argument("output", type=Path, help="folder to write")
-    parser.add_argument(
-        "overrides",
-        nargs="+",
-        help="recipe=NAME and further overrides, such as source.dtype=float16 or "
-        "model.config.num_hidden_layers=2",
-    )
-    parsed = parser.parse_args(arguments)
+    meaning = "recipe=NAME, source.dtype=float16, model.config.num_hidden_layers=2, …"
+    key_values(parser, meaning)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the verb."""
     output: Path = parsed.output.resolve()
     with together_with(_problems(output)):
         recipe = compose_recipe([*parsed.overrides, "source=synthetic", "source.path=null"])

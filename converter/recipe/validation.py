@@ -9,6 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 from converter.errors import Problem, raise_if
@@ -270,6 +271,12 @@ def _is_schema(kind: type) -> bool:
 
 
 def _adapter() -> Any:
+    return _adapter_of(recipe_schema())  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=8)
+def _adapter_of(schema: Any) -> Any:
+    """One for each schema: making it takes longer than a check."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(recipe_schema())
+    return TypeAdapter(schema)

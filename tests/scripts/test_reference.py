@@ -7,10 +7,10 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from converter.cli.tree import built_in_values
 from converter.engine.registry import load_pass
 from converter.recipe.guest_slots import recipe_schema
 from converter.recipe.schema import OliveConfig
+from converter.recipe.tree import built_in_values
 
 SCRIPT: dict[str, Any] = runpy.run_path(
     str(Path(__file__).resolve().parents[2] / "scripts" / "reference.py")

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from converter.cli import completion
-from converter.cli.main import SWEEPS, VERBS, main
-from converter.cli.tree import folders
+from converter.cli.main import SWEEPS, main
+from converter.cli.verbs import VERBS
+from converter.recipe.tree import folders
 
 PATIENCE = 60.0
 """Seconds that a line may take; on an idle machine it is a fraction of one."""

@@ -18,10 +18,10 @@ import pytest
 from command import CONVERT, TINY
 
 from converter.cli import sweep
-from converter.cli.tree import Layer, Piece
 from converter.errors import ConvertError
 from converter.machine.disk import Room
 from converter.recipe.schema import Recipe
+from converter.recipe.tree import Layer, Piece
 from converter.storage.cache import Cache
 from converter.sweeps import sweep as table
 from passes.package import MakePackage

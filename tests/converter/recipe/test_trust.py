@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from converter.cli import tree
 from converter.cli.compose import compose_recipe
 from converter.errors import ConvertError
+from converter.recipe import tree
 from converter.recipe.schema import Recipe
 from converter.recipe.trust import (
     MAX_FILE_BYTES,

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("onnxruntime_genai")
 
 from converter.cli.compose import compose_recipe
-from converter.cli.provenance import reproduce
+from converter.cli.verbs import run_verb
 from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.speed import tuning
@@ -109,4 +109,4 @@ def test_a_tuned_folder_is_reproduced_as_it_was_tuned(
     config = json.loads((folder / "genai_config.json").read_text())
     assert config["search"]["chunk_size"] == 128
     monkeypatch.setattr(tuning, "run_once", lambda *_: pytest.fail("measured again"))
-    assert reproduce([str(folder)]) == 0, capsys.readouterr().out
+    assert run_verb("reproduce", [str(folder)]) == 0, capsys.readouterr().out

@@ -109,7 +109,7 @@ def test_front_of_random_points_by_definition() -> None:
 def test_pick_takes_the_best_within_limits(
     folder: Path, words: list[str], size: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert pick.main([str(folder), *words]) == 0
+    assert pick.run_words([str(folder), *words]) == 0
     chosen = Path(capsys.readouterr().out.splitlines()[-1])
     row = next(row for row in sweep.read_rows(folder) if row["job"] == chosen.name)
     assert row["size_bytes"] == size
@@ -133,14 +133,14 @@ def test_pick_takes_the_best_within_limits(
 )
 def test_pick_says_why_it_cannot(folder: Path, words: list[str], part: str) -> None:
     with pytest.raises(ConvertError, match=part):
-        pick.main([str(folder), *words])
+        pick.run_words([str(folder), *words])
 
 
 def test_pick_takes_a_folder_with_an_equals_sign_behind_the_options(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     named = folder.rename(folder.parent / "kind=a")
-    assert pick.main(["--by", "size", str(named)]) == 0
+    assert pick.run_words(["--by", "size", str(named)]) == 0
     assert "decode_tokens_per_second  25" in capsys.readouterr().out
 
 
@@ -154,7 +154,7 @@ def test_pick_by_speed_takes_the_median(folder: Path, capsys: pytest.CaptureFixt
         values["facts"]["benchmark"]["decode_tokens_per_second"] = speed
         lock.write_text(json.dumps(values))
     assert (sweep.speed_column(sweep.read_rows(folder)) or "").endswith(".median")
-    assert pick.main([str(folder), "--by", "decode"]) == 0
+    assert pick.run_words([str(folder), "--by", "decode"]) == 0
     assert "second.median  9" in capsys.readouterr().out
 
 
@@ -163,12 +163,12 @@ def test_pick_of_a_sweep_without_a_finished_job_says_what_failed(tmp_path: Path)
     sweep.write_plan(tmp_path, SweepPlan([], [job]))
     sweep.write_failure(tmp_path, job, "out of memory")
     with pytest.raises(ConvertError, match="00: out of memory"):
-        pick.main([str(tmp_path)])
+        pick.run_words([str(tmp_path)])
 
 
 def test_pick_of_no_sweep(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match="holds no sweep"):
-        pick.main([str(tmp_path)])
+        pick.run_words([str(tmp_path)])
 
 
 class Links(HTMLParser):
@@ -222,7 +222,7 @@ def test_pick_as_the_page_writes_it_finds_a_job(
     summary.write_summary(folder)
     command = re.search(r"convert pick (\S+) ([^<]+)</code>", (folder / "summary.html").read_text())
     assert command is not None and command[1] == folder.name
-    assert pick.main([str(folder), *command[2].split()]) == 0
+    assert pick.run_words([str(folder), *command[2].split()]) == 0
 
 
 def test_short_tables_have_what_was_swept_and_no_error_bars(folder: Path) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from converter.cli import repo, tree
 from converter.cli.compose import compose_recipe
 from converter.cli.main import main
+from converter.cli.verbs import run_verb
 from converter.errors import ConvertError
+from converter.recipe import tree
 from converter.teams import repositories
 from converter.teams.repositories import LOCK_FILE, Repository, fetch, read_files, read_pins
 
@@ -63,7 +64,7 @@ def acme(tmp_path: Path) -> Path:
 
 
 def test_added_recipes_compose_with_their_own_choices(acme: Path) -> None:
-    repo.main(["add", "team", str(acme)])
+    run_verb("repo", ["add", "team", str(acme)])
     recipe = compose_recipe(["recipe=team/tiny"])
     assert (recipe.name, recipe.quant.bits, recipe.source.kind) == ("team_tiny", 8, "demo")
     assert compose_recipe(["recipe=demo", "quant=team/wide"]).quant.bits == 8
@@ -81,7 +82,7 @@ MODEL = "defaults: [internlm2_1_8b]\nname: ours\nrepo: us/ours\n"
 def test_a_model_and_an_export_of_a_team_compose_with_all_others(acme: Path) -> None:
     files = {"export/cpu_wide.yaml": EXPORT, "model/ours.yaml": MODEL}
     commit(acme, files | {"recipe/built.yaml": "defaults: [ours_cpu_wide]\nthreads: 1\n"})
-    repo.main(["add", "team", str(acme)])
+    run_verb("repo", ["add", "team", str(acme)])
     for name, model, bits in (
         ("team/ours_cpu_wide", "us/ours", 8),
         ("team/ours_cuda_int4", "us/ours", 4),
@@ -103,21 +104,21 @@ def test_a_name_with_two_readings_names_both(acme: Path) -> None:
     commit(acme, {"export/b_c.yaml": EXPORT, "export/c.yaml": EXPORT})
     commit(acme, {"model/a.yaml": MODEL, "model/a_b.yaml": MODEL})
     with pytest.raises(ConvertError, match="model=team/a export=team/b_c or as model=team/a_b"):
-        repo.main(["add", "team", str(acme)])
+        run_verb("repo", ["add", "team", str(acme)])
 
 
 def test_pinned_commit_stays_until_update(acme: Path) -> None:
-    repo.main(["add", "team", str(acme)])
+    run_verb("repo", ["add", "team", str(acme)])
     commit(acme, {"quant/wide.yaml": WIDE.replace("8", "4")})
     assert compose_recipe(["recipe=team/tiny"]).quant.bits == 8
-    repo.main(["update", "team"])
+    run_verb("repo", ["update", "team"])
     assert compose_recipe(["recipe=team/tiny"]).quant.bits == 4
 
 
 def test_fetched_repository_is_read_offline_and_a_lock_file_alone_is_enough(
     acme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repo.main(["add", "team", str(acme)])
+    run_verb("repo", ["add", "team", str(acme)])
     commit(acme, {"quant/wide.yaml": WIDE.replace("8", "4")})  # the lock names an older commit
     monkeypatch.setenv("CONVERT_CACHE", str(tmp_path / "elsewhere"))
     tree._pinned_tree.cache_clear()
@@ -130,14 +131,14 @@ def test_fetched_repository_is_read_offline_and_a_lock_file_alone_is_enough(
 def test_project_lock_beats_the_users_and_is_found_from_below(
     acme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repo.main(["add", "team", str(acme), "--user"])
+    run_verb("repo", ["add", "team", str(acme), "--user"])
     first = repositories.repositories()["team"].commit
     second = commit(acme, {"quant/wide.yaml": WIDE.replace("8", "4")})
-    repo.main(["add", "team", str(acme)])
+    run_verb("repo", ["add", "team", str(acme)])
     (tmp_path / "project" / "below").mkdir()
     monkeypatch.chdir(tmp_path / "project" / "below")
     assert repositories.repositories()["team"].commit == second != first
-    repo.main(["remove", "team"])
+    run_verb("repo", ["remove", "team"])
     assert repositories.repositories()["team"].commit == first
 
 
@@ -152,14 +153,14 @@ def test_a_tag_can_be_pinned(acme: Path) -> None:
 def test_built_in_names_are_never_shadowed(acme: Path, path: str) -> None:
     commit(acme, {path: "# other\nbits: 8\n" if "quant" in path else "passes: [load]\n"})
     with pytest.raises(ConvertError, match="built-in"):
-        repo.main(["add", "team", str(acme)])
+        run_verb("repo", ["add", "team", str(acme)])
     assert not Path(LOCK_FILE).exists()
 
 
 def test_broken_recipes_are_not_pinned(acme: Path) -> None:
     commit(acme, {"recipe/bad.yaml": "quant:\n  blocksize: 64\n"})
     with pytest.raises(ConvertError, match=r"quant\.block_size"):
-        repo.main(["add", "team", str(acme)])
+        run_verb("repo", ["add", "team", str(acme)])
     assert not Path(LOCK_FILE).exists()
 
 
@@ -276,7 +277,7 @@ def test_hooks_filters_and_submodules_of_a_repository_never_run(acme: Path, tmp_
     )
     (tmp_path / "evil").unlink(missing_ok=True)  # the commit above ran the author's own hooks
     before = {path.name for path in tmp_path.iterdir()}
-    repo.main(["add", "team", str(acme)])
+    run_verb("repo", ["add", "team", str(acme)])
     compose_recipe(["recipe=team/tiny"])
     assert {path.name for path in tmp_path.iterdir()} - before <= {"cache"}
     store = next((tmp_path / "cache" / "repositories").iterdir())

@@ -7,22 +7,27 @@ that have a file. With words: every recipe that has them all, one line each. `li
 
 from __future__ import annotations
 
+import argparse
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from converter.cli.tree import (
+from converter.errors import ConvertError, Problem
+from converter.recipe.tree import (
     EXPORT,
     MODEL,
-    PRIMARY,
     RECIPE,
     SWEEP,
+    Piece,
     Tree,
-    built_in_values,
+    built_in_models,
     choices,
     folders,
+    is_foreign,
 )
-from converter.errors import ConvertError, Problem
+
+WIDTH = 96
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,14 @@ class Line:
 HEAD = Line("recipe", "source", "size", "precision", "target")
 
 
-def main(arguments: Sequence[str]) -> int:
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's words and options."""
+    parser.add_argument("words", nargs="*", metavar="WORD", help="what a recipe's line must have")
+
+
+def run(parsed: argparse.Namespace) -> int:
     """Run the verb."""
-    words = [word.lower() for word in arguments]
+    words = [word.lower() for word in parsed.words]
     if words[:1] == ["passes"]:
         print("\n".join(_passes()))
     elif words and words[0] in folders() and words[0] != RECIPE:
@@ -59,21 +69,25 @@ def main(arguments: Sequence[str]) -> int:
 
 def overview() -> list[str]:
     """Two short tables, of the models and of the exports, then the recipes with files."""
-    tree, files = Tree(), [name for name in choices(RECIPE) if Tree().pair(name) is None]
-    models = [name for name in choices(MODEL) if tree.piece(MODEL, name).merged().get("name")]
-    sweeps = choices(SWEEP)
+    tree = Tree()
+    files = [name for name in choices(RECIPE) if tree.pair(name) is None]
+    own = [name for name in choices(MODEL) if is_foreign(name)]
     return [
         f"{'model':<28}{'repository':<36}{'size':>8}",
-        *(_model_line(name, tree) for name in models),
+        *(_model_line(name, tree) for name in [*built_in_models(), *own]),
         "",
         f"{'export':<22}{'precision':<16} for",
         *(_export_line(name, tree) for name in choices(EXPORT)),
         "",
         "A recipe is MODEL_EXPORT: convert recipe=internlm2_7b_chat_cuda_int4",
-        f"Recipes with a file: {', '.join(files)}",
-        f"Sweeps (convert -m sweep=NAME): {', '.join(sweeps)}",
+        *_listed("Recipes with a file:", files),
+        *_listed("Sweeps (convert -m sweep=NAME):", choices(SWEEP)),
         "`convert list 7b cuda` prints the recipes that have both words.",
     ]
+
+
+def _listed(title: str, names: Sequence[str]) -> list[str]:
+    return textwrap.wrap(f"{title} {', '.join(names)}", WIDTH, subsequent_indent="  ")
 
 
 def _model_line(name: str, tree: Tree) -> str:
@@ -83,27 +97,16 @@ def _model_line(name: str, tree: Tree) -> str:
 
 
 def _export_line(name: str, tree: Tree) -> str:
-    piece = tree.piece(EXPORT, name)
-    chosen = _defaults() | {slot: option for slot, (option, _) in piece.choices.items()}
-    values = piece.merged()
-    target, quant = (
-        {**tree.piece(slot, chosen[slot]).merged(), **values.get(slot, {})}
-        for slot in ("target", "quant")
-    )
-    text = precision(chosen["quant"], quant, target)
-    return f"{name:<21} {text:<16} {target.get('execution_provider', 'cpu')}"
+    recipe = tree.recipe({MODEL: "none", EXPORT: name})
+    provider = recipe.merged()["target"].get("execution_provider", "cpu")
+    return f"{name:<21} {precision(recipe):<16} {provider}"
 
 
 def recipe_line(name: str, tree: Tree) -> Line:
     """What a recipe is for, from its files alone."""
-    piece = tree.piece(RECIPE, name)
-    chosen = _defaults() | {slot: option for slot, (option, _) in piece.choices.items()}
-    values = piece.merged()
-    slots = {
-        slot: {**tree.piece(slot, chosen[slot]).merged(), **values.get(slot, {})}
-        for slot in ("model", "source", "quant", "target")
-    }
-    source, model, target = slots["source"], slots["model"], slots["target"]
+    recipe = tree.recipe({RECIPE: name})
+    values = recipe.merged()
+    source, model = values["source"], values["model"]
     kind = source.get("kind", "checkpoint")
     repo = source.get("repo") or ""
     place = model.get("repo") if "${model.repo}" in repo else repo
@@ -112,16 +115,18 @@ def recipe_line(name: str, tree: Tree) -> Line:
         name,
         str(where),
         parameters(model.get("config") or {}),
-        precision(chosen["quant"], slots["quant"], target),
-        str(target.get("execution_provider", "cpu")),
+        precision(recipe),
+        str(values["target"].get("execution_provider", "cpu")),
     )
 
 
-def precision(name: str, quant: Mapping[str, Any], target: Mapping[str, Any]) -> str:
+def precision(recipe: Piece) -> str:
     """Bits and scheme, such as `int4 awq`, or the float type."""
+    values = recipe.merged()
+    quant, target = values["quant"], values["target"]
     if quant.get("round", "none") == "none":
         return str(target.get("float_type", "fp32"))
-    return f"int{quant.get('bits', 4)} {name.rpartition('/')[2]}"
+    return f"int{quant.get('bits', 4)} {recipe.choices['quant'].rpartition('/')[2]}"
 
 
 def parameters(config: Mapping[str, Any]) -> str:
@@ -157,10 +162,3 @@ def _passes() -> list[str]:
     from converter.engine.registry import package_of, pass_entries
 
     return [f"{entry.name:<12} {package_of(entry)}" for entry in pass_entries()]
-
-
-def _defaults() -> dict[str, str]:
-    """The primary config's choices."""
-    listed = built_in_values(f"{PRIMARY}.yaml")["defaults"]
-    entries = [item for item in listed if isinstance(item, dict)]
-    return {str(key): str(value) for entry in entries for key, value in entry.items()}

@@ -1,4 +1,7 @@
-"""`convert explain`, `convert reproduce`: what a folder is made of, and whether it comes again."""
+"""`convert reproduce FOLDER`: run a folder's locked recipe again and compare the hashes.
+
+The exit code is 0 only if every file has the same hash.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +13,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from converter.cli.verbs import key_values
 from converter.errors import Problem, raise_if
 from converter.output.published import read_lock, read_recipe
 from converter.output.staging import RECIPE_FILE
 from converter.output.writable import place_problems
-from converter.progress import format_bytes
 from converter.storage.hashing import file_entries
-from converter.sweeps.sweep import flat
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`convert explain FOLDER`"""
-    parser = argparse.ArgumentParser(prog="convert explain", description=__doc__)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's words and options."""
     parser.add_argument("folder", type=Path)
-    folder: Path = parser.parse_args(arguments).folder
-    print("\n".join(explanation(folder)))
-    return 0
+    key_values(parser, "source.path=FOLDER when the checkpoint has moved; threads=N")
 
 
-def reproduce(arguments: Sequence[str]) -> int:
-    """`convert reproduce FOLDER [key=value …]`; 0 only if every file has the same hash."""
-    parser = argparse.ArgumentParser(prog="convert reproduce", description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument(
-        "overrides", nargs="*", help="source.path=FOLDER when the checkpoint has moved; threads=N"
-    )
-    parsed = parser.parse_args(arguments)
+def run(parsed: argparse.Namespace) -> int:
+    """Run the verb."""
     lock, values = read_lock(parsed.folder), read_recipe(parsed.folder)
     raise_if([*_override(values, parsed.overrides), *_place_problems(parsed.folder)])
     values["threads"] = values.get("threads") or _threads(lock)
@@ -71,34 +64,6 @@ def _place_problems(folder: Path) -> Iterator[Problem]:
             "a folder that you may write to, on a disk that is not read-only",
             "copy the folder to such a place, then: convert reproduce COPY",
         )
-
-
-def explanation(folder: Path) -> Iterator[str]:
-    """What the folder is made of, line by line."""
-    lock, values = read_lock(folder), read_recipe(folder)
-    source, files = lock.get("source", {}), lock.get("files", {})
-    yield f"{folder.resolve().name}: recipe {lock.get('recipe', '?')}"
-    yield "source:    " + ", ".join(
-        f"{key} {value}" for key, value in source.items() if isinstance(value, (str, int))
-    )
-    for name, entry in source.get("files", {}).items():
-        yield f"  {name:<34}{format_bytes(entry['size']):>12}  blake3 {entry['blake3'][:16]}…"
-    quant, target = values.get("quant", {}), values.get("target", {})
-    yield (
-        f"target:    {target.get('execution_provider')} {target.get('float_type')}; quantized: "
-        + ", ".join(f"{key} {quant.get(key)}" for key in ("round", "smooth", "bits", "block_size"))
-    )
-    seconds = lock.get("seconds", {})
-    yield "passes:    " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
-    versions = lock.get("versions", {})
-    yield "versions:  " + ", ".join(f"{name} {value}" for name, value in versions.items())
-    total = format_bytes(sum(entry["size"] for entry in files.values()))
-    yield f"files:     {len(files)}, {total}"
-    for name, entry in files.items():
-        yield f"  {name:<34}{format_bytes(entry['size']):>12}  blake3 {entry['blake3'][:16]}…"
-    yield "measured:"
-    for name, value in flat(lock.get("facts", {})):
-        yield f"  {name:<34}{value:.6g}" if isinstance(value, float) else f"  {name:<34}{value}"
 
 
 def differences(lock: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[str]:

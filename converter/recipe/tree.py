@@ -1,8 +1,9 @@
-"""The recipe tree read without Hydra: what exists, and which file each value comes from.
+"""The recipe tree: what exists, and what a recipe's files give, layer by layer.
 
 Three kinds of places hold recipe files: this package (`demo`), a team's repository (`acme/demo`),
 and the user's own folder (`./demo.yaml`, which becomes `local/demo`). Files of the last two are
-checked by `converter.recipe.trust` and flattened here into plain values: Hydra sees data only.
+checked by `converter.recipe.trust`. All are flattened here into plain values with their origins;
+Hydra then composes these with the words of the command line, and sees data only.
 
 A recipe without a file is composed of a model and an export: `internlm2_7b_cuda_int4` is
 model/internlm2_7b with export/cuda_int4. A file of that name wins.
@@ -46,8 +47,8 @@ class Piece:
     """A recipe or a slot's choice with all that it builds on, the outermost file last."""
 
     layers: list[Layer] = field(default_factory=list)
-    choices: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Slot to chosen option and the label of the file that chose it."""
+    choices: dict[str, str] = field(default_factory=dict)
+    """Slot to chosen option."""
 
     def merged(self) -> dict[str, Any]:
         """All layers' values in one."""
@@ -55,6 +56,10 @@ class Piece:
         for layer in self.layers:
             merged = merge(merged, layer.values)
         return merged
+
+    def origins(self) -> dict[str, str]:
+        """Dotted key to the label of the layer that has the last word on it."""
+        return {key: layer.label for layer in self.layers for key, _ in leaves(layer.values)}
 
     def follow(self, other: Piece) -> None:
         """Put this piece on top of another, which it builds on."""
@@ -94,9 +99,18 @@ def folders() -> tuple[str, ...]:
     return tuple(sorted(path.name for path in found if path.name[0] not in "_."))
 
 
-def slots() -> list[str]:
-    """Names of the slots, and `recipe`."""
-    return [name for name in folders() if name not in (SWEEP, EXPORT)]
+def chosen_folders() -> list[str]:
+    """Folders that a word of the command line chooses from: the slots, recipe and export."""
+    return [name for name in folders() if name != SWEEP]
+
+
+@lru_cache(maxsize=1)
+def primary() -> Piece:
+    """The primary config: its own values, and its choice for every slot."""
+    values = dict(built_in_values(f"{PRIMARY}.yaml"))
+    listed = _named_in(PRIMARY, values.pop("defaults"))
+    chosen = {slot: option for slot, option in listed if slot not in (PRIMARY, RECIPE)}
+    return Piece([Layer(f"recipes/{PRIMARY}.yaml", values)], chosen)
 
 
 @lru_cache(maxsize=64)
@@ -213,11 +227,14 @@ def local_tree(root: Path) -> Mapping[str, bytes]:
 
 
 def local_file(text: str) -> Path | None:
-    """The recipe file that `text` names by its path; None when it is a plain name."""
+    """The recipe file that `text` names by its path; None when it is a plain name.
+
+    There need not be a file where the folders beside it compose a recipe of its name.
+    """
     if not text.endswith((".yaml", ".yml")):
         return None
     path = Path(os.path.realpath(os.path.expanduser(text)))  # neither raises, as pathlib's do
-    if not os.path.isfile(path):
+    if not os.path.isfile(path) and Tree(path).pair(OWN) is None:
         raise ConvertError(
             Problem(f"{path} does not exist.", "a recipe file", "convert new NAME --from OTHER")
         )
@@ -236,6 +253,37 @@ class Tree:
         self.local = local
         self._files = _local_files(local) if local else {}
 
+    def recipe(self, picked: Mapping[str, str]) -> Piece:
+        """A whole recipe: the slots' values, then the primary config's, then the recipe's own.
+
+        `picked` are the options that a command line chooses: a recipe, or a model and an export,
+        and any slot's. An export beside a recipe comes on top of it.
+
+        Raises:
+            ConvertError: one of the options does not exist, is refused, or builds on itself.
+        """
+        top = self._top(picked)
+        chosen = primary().choices | top.choices | dict(picked)
+        layers = [
+            Layer(layer.label, {slot: layer.values})
+            for slot in primary().choices
+            for layer in self.piece(slot, chosen[slot]).layers
+        ]
+        return Piece([*layers, *primary().layers, *top.layers], chosen)
+
+    def _top(self, picked: Mapping[str, str]) -> Piece:
+        """What the picked recipe and export say, without the slots that they choose."""
+        piece = Piece()
+        if RECIPE in picked:
+            piece = self.piece(RECIPE, picked[RECIPE])
+        elif MODEL in picked:
+            piece = self._of_model(picked[MODEL])
+        if EXPORT in picked:
+            export = self.piece(EXPORT, picked[EXPORT])
+            export.follow(piece)
+            return export
+        return piece
+
     def piece(self, folder: str, choice: str, above: tuple[str, ...] = ()) -> Piece:
         """A file of the tree, flattened.
 
@@ -246,7 +294,9 @@ class Tree:
             raise ConvertError(self._circular(folder, (*above, choice)))
         pair = self.pair(choice) if folder == RECIPE else None
         if pair is not None:
-            return self._composed(pair)
+            piece = self.piece(EXPORT, pair.export)
+            piece.follow(self._of_model(pair.model))
+            return piece
         label, values = self._read(folder, choice)
         piece, home = Piece(), choice.rpartition("/")[0]
         for slot, name in _named_in(folder, values.pop("defaults", [])):
@@ -254,7 +304,7 @@ class Tree:
             if slot == folder:
                 piece.follow(self.piece(folder, option, (*above, choice)))
             else:
-                piece.choices[slot] = option, label
+                piece.choices[slot] = option
         piece.layers.append(Layer(label, values))
         return piece
 
@@ -264,8 +314,8 @@ class Tree:
         Raises:
             ConvertError: the name can be read in two ways.
         """
-        home, _, name = choice.rpartition("/")
-        if choice == OWN or self._has_file(RECIPE, name, home):
+        home, name = self._place(choice)
+        if self._has_file(RECIPE, name, home):
             return None
         parts = name.split("_")
         splits = (("_".join(parts[:at]), "_".join(parts[at:])) for at in range(1, len(parts)))
@@ -291,15 +341,10 @@ class Tree:
             return name in built_in_files(folder)
         return f"{folder}/{name}.yaml" in self._tree(home)
 
-    def _composed(self, pair: Pair) -> Piece:
-        """The recipe of a model and an export; the model may say which source goes with it."""
-        piece, model = self.piece(EXPORT, pair.export), self.piece(MODEL, pair.model)
-        label = model.layers[-1].label
-        source = model.merged().get(SOURCE)
-        if source is not None:
-            piece.choices[SOURCE] = str(source), label
-        piece.choices[MODEL] = pair.model, label
-        return piece
+    def _of_model(self, model: str) -> Piece:
+        """The choice of a model, and of the source that goes with it if the model says which."""
+        source = self.piece(MODEL, model).merged().get(SOURCE)
+        return Piece(choices={MODEL: model} | ({SOURCE: str(source)} if source else {}))
 
     def survey(self, folder: str, choice: str) -> Survey:
         """Everything that `choice`, which is not built in, builds on; it raises nothing."""
@@ -333,11 +378,19 @@ class Tree:
                 found.broken.append(self._unknown_in(label, folder, slot, name, home))
         found.layers.append(Layer(label, values if folder in WHOLE else {folder: values}))
 
-    def recipe_name(self, choice: str) -> str:
-        """The name of a recipe that states none: its file's."""
-        if choice == OWN and self.local:
-            return self.local.stem
-        return choice.removeprefix(f"{LOCAL}/").replace("/", "_")
+    def recipe_name(self, picked: Mapping[str, str]) -> str:
+        """The name of a recipe that states none: its file's, or MODEL_EXPORT."""
+        name = picked.get(RECIPE, "")
+        if EXPORT in picked:
+            pair = self.pair(name) if name else None
+            base = picked.get(MODEL) or (pair.model if pair else "/".join(self._place(name)))
+            name = product_name(base, picked[EXPORT])
+        return "/".join(self._place(name)).removeprefix(f"{LOCAL}/").strip("/").replace("/", "_")
+
+    def _place(self, choice: str) -> tuple[str, str]:
+        """The home of a choice, empty for the package, and the name of its file there."""
+        home, _, name = choice.rpartition("/")
+        return (home, self.local.stem) if choice == OWN and self.local else (home, name)
 
     def qualified(self, folder: str, name: str, home: str) -> str:
         """A name in a repository's file: its own file where it has one, or else the built-in."""
@@ -349,10 +402,7 @@ class Tree:
         return f"{home}/{name}" if composed or self._has_file(folder, name, home) else name
 
     def _read(self, folder: str, choice: str) -> tuple[str, dict[str, Any]]:
-        home, _, name = choice.rpartition("/")
-        users = choice == OWN and folder == RECIPE and self.local is not None
-        if users and self.local:
-            name = self.local.stem
+        home, name = self._place(choice)
         path = f"{folder}/{name}.yaml"
         if not home:
             if name not in built_in_files(folder):
@@ -362,7 +412,7 @@ class Tree:
         if content is None:
             raise ConvertError(unknown_choice(folder, choice))
         if home == LOCAL:
-            label = str(self.local) if users else path
+            label = str(self.local) if choice == OWN else path
             return label, parse_foreign(label, content, folder, folders(), own=True)
         return f"{home}: {path}", parse_foreign(f"{home}: {path}", content, folder, folders())
 
@@ -406,6 +456,15 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
         merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values, lists whole; an empty mapping is a value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def check_files(label: str, tree: Mapping[str, bytes]) -> None:
@@ -470,7 +529,7 @@ def _nearest(name: str, known: list[str]) -> tuple[str, str]:
 def _local_files(path: Path) -> dict[str, bytes]:
     """The user's file, with the slots' folders beside it when it lies in a folder `recipe`."""
     around = local_tree(path.parent.parent) if path.parent.name == RECIPE else {}
-    return {**around, f"{RECIPE}/{path.stem}.yaml": _read(path)}
+    return {**around, **({f"{RECIPE}/{path.stem}.yaml": _read(path)} if path.is_file() else {})}
 
 
 def _read(path: Path) -> bytes:

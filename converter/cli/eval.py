@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,8 @@ class Opened:
     decoder: Decoder
 
 
-def main(arguments: Sequence[str]) -> int:
+def run(parsed: argparse.Namespace) -> int:
     """Run the verb."""
-    parsed = _parser().parse_args(arguments)
     cache = Cache(cache_folder())
     with together_with(_result_problems(parsed)):
         opened = open_folders(parsed.folders, parsed.source, cache)
@@ -79,8 +78,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="convert eval", description=__doc__.partition("\n")[0])
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's words and options."""
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a converted model")
     parser.add_argument("--text", help="builtin, a text file, a .jsonl file, or a folder of those")
     parser.add_argument("--chunks", type=_count, metavar="N", help="chunks of text; 0 takes all")
@@ -93,7 +92,6 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("evaluation.png"),
         help="where several folders are compared (.png or .svg; default %(default)s)",
     )
-    return parser
 
 
 def _result_problems(parsed: argparse.Namespace) -> Iterator[Problem]:

@@ -1,0 +1,91 @@
+"""The verbs of the command, each a module of its name, and the parser that they share.
+
+The verb `olive-config` is the module `converter/cli/olive_config.py`. Its docstring is its help,
+`arguments` declares its words and options, and `run` takes what was parsed and gives the exit code.
+A verb whose options no table can list has `run_words` instead, which takes the words as they are.
+
+Only the standard library is imported here: help and errors about the command line appear at once.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+COMMAND, SECOND_NAME = "convert", "convert-genai"
+"""The command, and its second name where `convert` is another program's."""
+VERBS = {
+    "list": "models, exports, recipes",
+    "show": "a recipe, value by value",
+    "diff": "how two recipes differ",
+    "check": "validate without running",
+    "new": "start a recipe file",
+    "plan": "what a run will do",
+    "explain": "what a folder is made of",
+    "reproduce": "make a folder again",
+    "chat": "talk to a folder's model",
+    "bench": "a folder's speed",
+    "eval": "a folder's error",
+    "pick": "the best job of a sweep",
+    "sample": "text to calibrate on",
+    "synth": "a random checkpoint",
+    "olive-config": "a recipe for Olive",
+    "repo": "recipes that teams share",
+    "cache": "list or clear the cache",
+    "completion": "TAB for your shell",
+}
+"""Verb to what it is for, in 25 letters at most: help shows two of them on a line."""
+
+
+def run_verb(verb: str, words: Sequence[str]) -> int:
+    """Run a verb with the words that follow it; the exit code.
+
+    Raises:
+        ConvertError: what the verb could not do.
+        SystemExit: help was asked for, or an option does not exist.
+    """
+    module = _module(verb)
+    if hasattr(module, "run_words"):
+        code: int = module.run_words(words)
+        return code
+    parser = ArgumentParser(
+        prog=f"{called_as()} {verb}",
+        description=spelled(module.__doc__ or ""),
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    module.arguments(parser)
+    code = module.run(parser.parse_args(words))
+    return code
+
+
+def help_of_words(verb: str) -> str | None:
+    """The help of a verb that takes its words as they are; None where its parser gives it."""
+    module = _module(verb)
+    return spelled(module.__doc__ or "") if hasattr(module, "run_words") else None
+
+
+def key_values(parser: ArgumentParser, meaning: str = "as for a run") -> None:
+    """Declare that a verb takes key=value words, as `overrides`."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=meaning)
+
+
+def called_as() -> str:
+    """The name by which the command was called."""
+    return SECOND_NAME if Path(sys.argv[0]).stem == SECOND_NAME else COMMAND
+
+
+def _module(verb: str) -> Any:
+    return import_module(f"converter.cli.{verb.replace('-', '_')}")
+
+
+_COMMANDS = re.compile(rf"(?<![\w./-]){COMMAND}(?= (?:{'|'.join(VERBS)}|VERB|-|[a-z_.]+=)|:)")
+
+
+def spelled(text: str) -> str:
+    """A text with the commands in it as this user types them."""
+    return text if called_as() == COMMAND else _COMMANDS.sub(called_as(), text)
