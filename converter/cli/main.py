@@ -168,9 +168,8 @@ def _printed(verb: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
     """What the verb gives, once all that it printed has arrived."""
     try:
         code = verb(words)
-    except SystemExit:  # argparse's, after its help
-        print(end="", flush=True)
-        raise
+    except SystemExit as ended:  # argparse's, after its help or its usage
+        code = EXIT_USAGE if ended.code else 0
     print(end="", flush=True)
     return code
 

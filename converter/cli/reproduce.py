@@ -107,11 +107,10 @@ def _run_again(folder: Path, values: dict[str, Any], lock: Mapping[str, Any]) ->
     from converter.speed.benchmarking import CONFIG
     from converter.speed.tuning import write_settings
 
-    for slot in ("verify", "evaluate", "benchmark"):
+    for slot in ("verify", "evaluate", "benchmark", "tune"):
         if isinstance(values.get(slot), dict):
             values[slot]["enabled"] = False
             values[slot].pop("max_kld", None)  # a limit for what is measured
-    values["tune"]["enabled"] = False
     settings = _fact(lock, "tune", "settings")
     scratch = Path(tempfile.mkdtemp(prefix=".reproduce-", dir=folder.parent))
     try:

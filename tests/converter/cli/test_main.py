@@ -265,9 +265,7 @@ def test_help_is_given_wherever_it_is_asked_for(
 def test_help_on_a_verb_is_the_verbs_own(capsys: pytest.CaptureFixture[str]) -> None:
     from converter.cli.main import main
 
-    with pytest.raises(SystemExit) as ended:
-        main(["help", "chat"])
-    assert ended.value.code == 0
+    assert main(["help", "chat"]) == 0
     assert "usage: convert chat" in capsys.readouterr().out
 
 

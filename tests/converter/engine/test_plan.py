@@ -12,7 +12,8 @@ from hub_server import Hub, serve
 from huggingface_hub import constants
 
 from converter.cli.compose import compose_recipe
-from converter.cli.plan import main, plan_text
+from converter.cli.plan import plan_text
+from converter.cli.verbs import run_verb
 from converter.engine.contract import Run
 from converter.engine.execution import run_recipe
 from converter.engine.plan import Plan, make_plan
@@ -124,7 +125,7 @@ def test_the_command_plans_the_demo_as_it_is_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["recipe=demo", f"output={tmp_path / 'out'}", "verify=none"]
-    assert main(words) == 0
+    assert run_verb("plan", words) == 0
     text = capsys.readouterr().out
     assert "load → layout → graph" in text and "MatMulNBits" in text
     plan = plan_of(compose_recipe(words))

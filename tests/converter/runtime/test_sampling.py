@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("onnxruntime_genai")
 
 from converter.cli.compose import compose_recipe
-from converter.cli.sample import main
+from converter.cli.verbs import run_verb
 from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
@@ -87,11 +87,12 @@ def test_tokens_are_drawn_from_the_models_own_distribution(runtime: Runtime) -> 
 
 def test_the_file_is_what_calibration_reads(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "own.jsonl"
-    assert main([str(folder), str(output), "--tokens", "300", "--length", "60"]) == 0
+    assert run_verb("sample", [str(folder), str(output), "--tokens", "300", "--length", "60"]) == 0
     kinds = load_text(str(output), half="calibration")
     assert len(kinds[0].documents) == len(output.read_text("utf-8").splitlines())
     plain = tmp_path / "own.txt"
-    assert main([str(folder), str(plain), "--plain", "--tokens", "100", "--length", "30"]) == 0
+    words = ["--plain", "--tokens", "100", "--length", "30"]
+    assert run_verb("sample", [str(folder), str(plain), *words]) == 0
     assert load_text(str(plain), half="calibration")[0].documents
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.jsonl", "own.txt"]
 
@@ -100,13 +101,13 @@ def test_what_cannot_be_written_is_refused_at_once(folder: Path, tmp_path: Path)
     there = tmp_path / "there.jsonl"
     there.write_text("kept")
     with pytest.raises(ConvertError) as caught:
-        main([str(folder), str(there), "--tokens", "0", "--length", "0"])
+        run_verb("sample", [str(folder), str(there), "--tokens", "0", "--length", "0"])
     assert len(caught.value.problems) == 3
     assert there.read_text() == "kept"
     with pytest.raises(ConvertError, match=r"give .*own\.jsonl, or --plain"):
-        main([str(folder), str(tmp_path / "own.txt")])
+        run_verb("sample", [str(folder), str(tmp_path / "own.txt")])
     with pytest.raises(ConvertError, match="so that every text fits"):
-        main([str(folder), str(tmp_path / "own.jsonl"), "--length", "100000"])
+        run_verb("sample", [str(folder), str(tmp_path / "own.jsonl"), "--length", "100000"])
     with pytest.raises(ConvertError, match="cannot be read"):
-        main([str(tmp_path), str(tmp_path / "own.jsonl")])
+        run_verb("sample", [str(tmp_path), str(tmp_path / "own.jsonl")])
     assert [path.name for path in tmp_path.iterdir()] == ["there.jsonl"]

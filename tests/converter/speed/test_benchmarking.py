@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("onnxruntime_genai")
 
-from converter.cli.bench import main
+from converter.cli.verbs import run_verb
 from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
@@ -93,14 +93,14 @@ def test_the_verb_prints_the_table_and_names_every_wrong_folder(
 ) -> None:
     output = tmp_path / "report.json"
     words = [str(folder), "--prompt-lengths", "4", "--new-tokens", "2", "--rounds", "1"]
-    assert main([*words, "--json", str(output)]) == 0
+    assert run_verb("bench", [*words, "--json", str(output)]) == 0
     assert "| model |" in capsys.readouterr().out
     assert json.loads(output.read_text())["rounds"] == 1
     with pytest.raises(ConvertError) as caught:
-        main([str(tmp_path / "a"), str(tmp_path / "b"), str(folder)])
+        run_verb("bench", [str(tmp_path / "a"), str(tmp_path / "b"), str(folder)])
     assert len(caught.value.problems) == 2
     with pytest.raises(SystemExit):
-        main([str(folder), "--rounds", "0"])
+        run_verb("bench", [str(folder), "--rounds", "0"])
 
 
 def test_results_that_cannot_be_written_are_said_before_the_work(
@@ -109,7 +109,7 @@ def test_results_that_cannot_be_written_are_said_before_the_work(
     monkeypatch.setattr("converter.cli.bench.bench", None)
     words = ["--picture", "speed.txt", "--json", "none/speed.json"]
     with pytest.raises(ConvertError) as caught:
-        main([str(folder), str(folder / "missing"), *words])
+        run_verb("bench", [str(folder), str(folder / "missing"), *words])
     assert len(caught.value.problems) == 3
     assert "a file .png or .svg" in str(caught.value)
 
