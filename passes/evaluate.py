@@ -90,7 +90,7 @@ class Evaluate(Pass[Package, Package]):
         summary = (
             f"mean KL divergence {found.kld} nats, same top token {100 * found.same_top.value:.1f} "
             f"%, perplexity {found.ppl.value:.3f} (float {found.ppl_reference.value:.3f})"
-        )
+        ) + (f"; {found.note}" if found.note else "")
         _check_limit(found.kld, recipe.evaluate.max_kld)
         report = write_report(artifact.folder, recipe.name, evaluation)
         _draw_errors(report / "errors.png", run.facts)

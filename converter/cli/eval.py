@@ -62,6 +62,7 @@ def run(parsed: argparse.Namespace) -> int:
         found = {item.label: evaluate(item, config, cache, progress) for item in opened}
     sizes = {item.label: _size(item.folder) for item in opened}
     print(comparison_table(found, sizes))
+    print("".join(notes(found)), end="")
     if len(found) == 1:
         print()
         print(next(iter(found.values())).statistics.table())
@@ -205,6 +206,12 @@ def _row(label: str, evaluation: Evaluation, nbytes: int) -> tuple[str, ...]:
         f"{item.ppl_reference.value:.4f}",
         f"{item.ln_ppl_ratio.value:+.5f} ± {item.ln_ppl_ratio.error:.5f}",
     )
+
+
+def notes(found: Mapping[str, Evaluation]) -> Iterator[str]:
+    """What must be said of the figures, each with a line's end; a note for several folders once."""
+    said = {item.statistics.note for item in found.values()}
+    yield from (f"Note: {note}; --text FILE takes another one.\n" for note in said if note)
 
 
 def draw_comparison(path: Path, found: Mapping[str, Evaluation], sizes: Mapping[str, int]) -> None:

@@ -24,6 +24,9 @@ from converter.errors import ConvertError, Problem
 if TYPE_CHECKING:
     import torch
 
+UNFAMILIAR = 1000.0
+"""Perplexity of a float model that cannot have been trained on such text: models of a billion
+parameters reach 5 to 20 on prose, and even a small one stays below 100 on its own kind of text."""
 Floats = NDArray[np.float64]
 
 KLD_PERCENTILES = (100.0, 99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0, 0.1, 0.0)
@@ -85,6 +88,16 @@ class KLStatistics:
     def to_json(self) -> dict[str, Any]:
         """The same fields as plain numbers and dicts, for a report."""
         return asdict(self)
+
+    @property
+    def note(self) -> str | None:
+        """What must be said of perplexities that mean nothing; None where they mean something."""
+        if self.ppl_reference.value <= UNFAMILIAR:
+            return None
+        return (
+            f"the float model's own perplexity is {self.ppl_reference.value:.0f}: it was not "
+            "trained on such text, so only the divergences from it mean something here"
+        )
 
     def table(self) -> str:
         """The statistics as aligned text, in llama.cpp's order and units (Δp in percent)."""

@@ -16,6 +16,7 @@ from converter.cli.main import main
 from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.evaluation import reference_logits
+from converter.evaluation.statistics import UNFAMILIAR
 from passes.load import demo_folder
 
 SHORT = ("evaluate.n_ctx=128", "evaluate.max_chunks=4", "verify=none")
@@ -69,6 +70,9 @@ def test_one_folder_gets_the_figures_that_its_recipe_measured(
     printed = capsys.readouterr().out
     assert f"{measured['mean_kld']:.5f}" in printed
     assert "Cor(ln PPL(Q), ln PPL(base))" in printed
+    # The demo model knows stories only, and the built-in text is of other kinds.
+    assert printed.count("Note: the float model's own perplexity is") == 1
+    assert "not trained on such text" in printed
     assert {path.name for path in (folders / "int4" / "report").iterdir()} == {
         "evaluate.json",
         "kld.png",
@@ -93,12 +97,17 @@ def test_folders_of_one_source_are_compared_on_one_reference(
     assert lines[1].startswith(names[0]) and lines[2].startswith(names[1])
 
 
-def test_a_text_of_ones_own(folders: Path, made: list[Path], tmp_path: Path) -> None:
+def test_a_text_of_ones_own(
+    folders: Path, made: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = tmp_path / "story.txt"
     text.write_text("The boat went out at dawn, and the nets came back full of fish. " * 40)
     assert main(["eval", str(folders / "int4"), "--text", str(text), "--chunks", "0"]) == 0
     assert len(made) == 1
     assert report(folders / "int4")["text"] == str(text)
+    assert ("Note: " in capsys.readouterr().out) == (
+        report(folders / "int4")["perplexity_reference"] > UNFAMILIAR
+    )
 
 
 def test_a_checkpoint_elsewhere_must_hold_the_same_weights(
