@@ -12,9 +12,6 @@ import pytest
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-"""Real configs, tokenizer and corpora, where they are laid beside the project."""
-
 TINY = {
     "architectures": ["InternLM2ForCausalLM"],
     "bias": False,
@@ -43,13 +40,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONVERT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"the real data is not there: {SHARED_DATA}")
-    return SHARED_DATA
 
 
 @pytest.fixture

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from published import published_config
 
 from converter.cli.compose import compose_recipe, compose_values
 from converter.engine.execution import order_problems
@@ -99,9 +98,6 @@ def test_model_and_export_are_the_recipe_of_both() -> None:
         ("internlm2_20b_chat", "internlm2-chat-20b"),
     ],
 )
-def test_sizes_are_those_of_the_published_config(
-    shared_data: Path, model: str, published: str
-) -> None:
-    path = shared_data / "hf_configs" / f"{published}.config.json"
+def test_sizes_are_those_of_the_published_config(model: str, published: str) -> None:
     recipe = compose_recipe([f"recipe={model}_cpu_int4"])
-    assert read_architecture(recipe.model.config) == read_architecture(json.loads(path.read_text()))
+    assert read_architecture(recipe.model.config) == read_architecture(published_config(published))

@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import SHARED_DATA
 from oracle import feeds, llama_of
+from published import published_config, published_names
 from transformers import LlamaConfig
 
 from converter.cli.compose import compose_recipe
@@ -25,10 +25,6 @@ from converter.model.rope import read_rope
 from converter.sources.local import open_local
 from converter.sources.synthetic import open_synthetic, write_checkpoint
 
-CONFIGS = sorted(
-    path.name.removesuffix(".config.json")
-    for path in (SHARED_DATA / "hf_configs").glob("internlm2*.config.json")
-)
 POSITIONS, PAST = 64, 96
 """max_position_embeddings scaled down, and a length past it."""
 TOLERANCE = 1e-4
@@ -49,13 +45,6 @@ PRESETS = {
     "internlm2_5_20b_chat": "internlm2_5-20b-chat",
 }
 """A preset's model to the published config that it states."""
-
-needs_configs = pytest.mark.skipif(not CONFIGS, reason=f"no published configs in {SHARED_DATA}")
-
-
-def published(name: str) -> dict[str, Any]:
-    path = SHARED_DATA / "hf_configs" / f"{name}.config.json"
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def reduced(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,10 +153,9 @@ def internlm2_logits(config: Mapping[str, Any], checkpoint: Checkpoint, ids: Any
     return norm(x, "model.norm.weight") @ w["output.weight"].T
 
 
-@needs_configs
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", published_names())
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
-    config = reduced(published(name))
+    config = reduced(published_config(name))
     checkpoint, short = convert(config, tmp_path)
     _, long = convert(config, tmp_path, f"graph.context_length={PAST}")
     said = as_transformers_says_it(config)
@@ -182,11 +170,10 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
         assert (found[0] - own).abs().max() < TOLERANCE, (folder.name, length)
 
 
-@needs_configs
 @pytest.mark.parametrize("model", PRESETS)
-def test_a_preset_states_what_was_published(model: str) -> None:
+def test_a_preset_states_what_was_published_config(model: str) -> None:
     recipe = compose_recipe([f"recipe={model}_cpu_int4"])
-    said, config = recipe.model.config, published(PRESETS[model])
+    said, config = recipe.model.config, published_config(PRESETS[model])
     assert read_architecture(said) == read_architecture(config)
     assert {key: said[key] for key in TOKEN_IDS} == {key: config[key] for key in TOKEN_IDS}
     assert recipe.source.repo == recipe.model.repo
@@ -222,10 +209,9 @@ def test_positions_past_the_maximum(scaling: tuple[str, float] | None, tmp_path:
     assert (felt - own).abs().max() > 10 * TOLERANCE
 
 
-@needs_configs
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", published_names())
 def test_a_config_that_transformers_5_saved_reads_the_same(name: str, tmp_path: Path) -> None:
-    config = as_transformers_says_it(published(name))
+    config = as_transformers_says_it(published_config(name))
     kept = ("hidden_size", "num_attention_heads", "max_position_embeddings", "rope_theta")
     scaling = config["rope_scaling"]
     LlamaConfig(
@@ -235,7 +221,7 @@ def test_a_config_that_transformers_5_saved_reads_the_same(name: str, tmp_path: 
     saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert "rope_theta" not in saved  # it moved into rope_parameters
     rope, problems = read_rope(saved)
-    assert (rope, problems) == read_rope(published(name))
+    assert (rope, problems) == read_rope(published_config(name))
     assert problems == []
 
 

@@ -11,18 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from published import VOCAB_SIZE, copy_tokenizer
 
 from converter.errors import ConvertError
 from converter.runtime.chat import ChatOptions, ChatSession, run_chat
 from converter.tokenizer import prepare_tokenizer
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
-VOCAB_SIZE = 92544
 IM_END = 92542
 LIMIT = 24
 OPTIONS = ChatOptions(max_new_tokens=LIMIT)
-
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not there")
 
 
 def write_history_model(path: Path) -> None:
@@ -129,17 +126,13 @@ def write_folder(folder: Path, checkpoint: Path) -> Path:
 @pytest.fixture(scope="module")
 def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("chat")
-    shutil.copytree(DATA / "hf_configs" / "chat_tokenizer", root / "checkpoint")
-    shutil.copy(DATA / "tokenizer" / "tokenizer.model", root / "checkpoint")
-    return write_folder(root / "converted", root / "checkpoint")
+    return write_folder(root / "converted", copy_tokenizer(root / "checkpoint", chat=True))
 
 
 @pytest.fixture(scope="module")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("base")
-    (root / "checkpoint").mkdir()
-    shutil.copy(DATA / "tokenizer" / "tokenizer.model", root / "checkpoint")
-    return write_folder(root / "converted", root / "checkpoint")
+    return write_folder(root / "converted", copy_tokenizer(root / "checkpoint"))
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from published import TOKENIZER_MODEL, VOCAB_SIZE
 
 from converter.cli.compose import compose_recipe
 from converter.errors import ConvertError
@@ -19,7 +20,6 @@ from converter.text.texts import (
     load_text,
 )
 
-TOKENIZER = Path(__file__).parents[4] / "shared/data/tokenizer/tokenizer.model"
 KINDS = ["chat.en", "chat.zh", "code", "maths.en", "maths.zh", "prose.en", "prose.zh"]
 
 
@@ -69,10 +69,9 @@ def test_builtin_halves_share_no_sentence() -> None:
 
 
 def test_builtin_text_is_long_enough_for_internlm2() -> None:
-    if not TOKENIZER.is_file():
-        pytest.skip("InternLM2's tokenizer.model is not in ../shared/data/tokenizer")
-    sentencepiece = pytest.importorskip("sentencepiece")
-    encode = sentencepiece.SentencePieceProcessor(model_file=str(TOKENIZER)).encode
+    import sentencepiece
+
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(TOKENIZER_MODEL)).encode
     calibration = load_text("builtin", half="calibration")
     for choice in ("standard", "long", "shared"):
         tokens = compose_recipe(["recipe=demo", f"calibration={choice}"]).calibration.tokens
@@ -82,7 +81,7 @@ def test_builtin_text_is_long_enough_for_internlm2() -> None:
         assert chunks.shape == (tokens // 512, 512)
     evaluation = evaluation_chunks(load_text("builtin", half="evaluation"), encode, bos_token_id=1)
     assert len(evaluation.input_ids) >= 24
-    assert evaluation.input_ids.max() < 92544
+    assert evaluation.input_ids.max() < VOCAB_SIZE
 
 
 def test_calibration_chunks_depend_on_the_seed_alone() -> None:

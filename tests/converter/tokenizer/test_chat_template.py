@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
+from published import CHAT_TOKENIZER, TOKENIZER_MODEL, VOCAB_SIZE, write_genai_config
 
 from converter.tokenizer import prepare_tokenizer
 from converter.tokenizer.chat_template import PUBLISHED_TEMPLATE, TOOL_TEMPLATE
 
-DATA = Path(__file__).parents[4] / "shared" / "data"
-CONFIG = DATA / "hf_configs" / "chat_tokenizer" / "tokenizer_config.json"
-
-pytestmark = pytest.mark.skipif(not CONFIG.is_file(), reason="../shared/data is not there")
+CONFIG = CHAT_TOKENIZER / "tokenizer_config.json"
 
 PLAIN: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "Hello! What's your name?"}],
@@ -54,21 +51,12 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 
     root = tmp_path_factory.mktemp("template")
     shutil.copy(CONFIG, root)
-    shutil.copy(DATA / "tokenizer" / "tokenizer.model", root)
+    shutil.copy(TOKENIZER_MODEL, root)
     out = root / "out"
     out.mkdir()
-    for name, content in prepare_tokenizer(root, 92544).files.items():
+    for name, content in prepare_tokenizer(root, VOCAB_SIZE).files.items():
         (out / name).write_bytes(content)
-    decoder = {
-        "filename": "model.onnx",
-        "head_size": 1,
-        "hidden_size": 1,
-        "num_attention_heads": 1,
-        "num_hidden_layers": 1,
-        "num_key_value_heads": 1,
-    }
-    model = {"type": "llama", "context_length": 8, "vocab_size": 92544, "decoder": decoder}
-    (out / "genai_config.json").write_text(json.dumps({"model": model}))
+    write_genai_config(out)
     return onnxruntime_genai.Tokenizer(str(out)), AutoTokenizer.from_pretrained(out)
 
 

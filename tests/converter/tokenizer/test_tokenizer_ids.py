@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -11,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published import (
+    CONFIGS,
+    CORPORA,
+    TOKENIZER_MODEL,
+    VOCAB_SIZE,
+    copy_tokenizer,
+    corpus,
+    write_genai_config,
+)
 
 from converter.tokenizer import TokenizerFiles, prepare_tokenizer
 
-DATA = Path(__file__).parents[4] / "shared" / "data"
-MODEL = DATA / "tokenizer" / "tokenizer.model"
-VOCAB_SIZE = 92544
 CHAT_TOKENS = {
     "<|plugin|>": 92538,
     "<|interpreter|>": 92539,
@@ -25,10 +30,9 @@ CHAT_TOKENS = {
     "<|im_end|>": 92542,
     "<|im_start|>": 92543,
 }
+BUILTIN_TEXT = Path(__file__).parents[3] / "converter" / "data" / "text"
 KNOWN_TEXT = "<s><|im_start|>user\nHello! What's your name?<|im_end|>\n"
 KNOWN_IDS = [1, 92543, 1008, 364, 9843, 346, 3716, 725, 829, 963, 345, 92542, 364]
-
-pytestmark = pytest.mark.skipif(not MODEL.is_file(), reason="../shared/data is not there")
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
 
@@ -68,32 +72,10 @@ def renamed_sentencepiece() -> Any:
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(MODEL.read_bytes())
+    proto = sentencepiece_model_pb2.ModelProto.FromString(TOKENIZER_MODEL.read_bytes())
     for text, index in CHAT_TOKENS.items():
         proto.pieces[index].piece = text
     return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
-
-
-def write_genai_config(folder: Path) -> None:
-    """The least that og.Tokenizer asks of a folder; it opens no model."""
-    decoder = {
-        "filename": "model.onnx",
-        "head_size": 1,
-        "hidden_size": 1,
-        "num_attention_heads": 1,
-        "num_hidden_layers": 1,
-        "num_key_value_heads": 1,
-    }
-    model = {
-        "type": "llama",
-        "context_length": 16,
-        "vocab_size": VOCAB_SIZE,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 2,
-        "decoder": decoder,
-    }
-    (folder / "genai_config.json").write_text(json.dumps({"model": model}))
 
 
 def read_back(files: TokenizerFiles, folder: Path, sentencepiece: Any) -> Readers:
@@ -103,7 +85,7 @@ def read_back(files: TokenizerFiles, folder: Path, sentencepiece: Any) -> Reader
 
     for name, content in files.files.items():
         (folder / name).write_bytes(content)
-    write_genai_config(folder)
+    write_genai_config(folder, bos_token_id=1, eos_token_id=2, pad_token_id=2)
     return Readers(
         files,
         sentencepiece,
@@ -117,28 +99,25 @@ def read_back(files: TokenizerFiles, folder: Path, sentencepiece: Any) -> Reader
 def base(tmp_path_factory: pytest.TempPathFactory) -> Readers:
     import sentencepiece
 
-    checkpoint = tmp_path_factory.mktemp("base")
-    shutil.copy(MODEL, checkpoint)
+    checkpoint = copy_tokenizer(tmp_path_factory.mktemp("base"))
     files = prepare_tokenizer(checkpoint, VOCAB_SIZE)
-    reference = sentencepiece.SentencePieceProcessor(model_file=str(MODEL))
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(TOKENIZER_MODEL))
     return read_back(files, tmp_path_factory.mktemp("base_out"), reference)
 
 
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory: pytest.TempPathFactory) -> Readers:
-    checkpoint = tmp_path_factory.mktemp("chat")
-    shutil.copy(MODEL, checkpoint)
-    for path in (DATA / "hf_configs" / "chat_tokenizer").iterdir():
-        shutil.copy(path, checkpoint)
-    generation = DATA / "hf_configs" / "chat.generation_config.json"
+    checkpoint = copy_tokenizer(tmp_path_factory.mktemp("chat"), chat=True)
+    generation = CONFIGS / "chat.generation_config.json"
     shutil.copy(generation, checkpoint / "generation_config.json")
     files = prepare_tokenizer(checkpoint, VOCAB_SIZE)
     return read_back(files, tmp_path_factory.mktemp("chat_out"), renamed_sentencepiece())
 
 
 def corpus_lines() -> list[str]:
-    names = ("wiki.test.raw", "debian_handbook.en-US.txt", "debian_handbook.zh-CN.txt")
-    texts = [(DATA / "corpora" / name).read_text("utf-8") for name in names]
+    """Lines of the excerpts, and of the text that the project brings with it."""
+    own = sorted(BUILTIN_TEXT.glob("*/*"))
+    texts = [*map(corpus, CORPORA), *(path.read_text("utf-8") for path in own)]
     return [line for text in texts for line in text.splitlines(keepends=True)]
 
 
@@ -182,7 +161,7 @@ def pieces_of(readers: Readers) -> list[str]:
 
 def test_every_line_of_the_corpora_has_the_ids_of_sentencepiece(base: Readers) -> None:
     lines = corpus_lines()
-    assert len(lines) > 9000
+    assert len(lines) > 2000
     base.assert_same_ids(lines)
 
 
@@ -201,7 +180,7 @@ def test_chat_checkpoint_has_the_ids_of_the_renamed_model(chat: Readers) -> None
     parts = [*CHAT_TOKENS, "user\n", " ", "\n", "\u4f60\u597d", "[UNUSED_TOKEN_145]", "name=", "|>"]
     rng = random.Random(0)
     chat.assert_same_ids(["".join(rng.choices(parts, k=rng.randint(1, 9))) for _ in range(2000)])
-    chat.assert_same_ids(corpus_lines()[::7])
+    chat.assert_same_ids(corpus_lines()[::3])
 
 
 def test_known_answer(chat: Readers) -> None:
@@ -224,8 +203,8 @@ def test_special_tokens_are_at_their_places(chat: Readers, base: Readers) -> Non
 
 def test_prompts_longer_than_the_stack_of_std_regex_allows(base: Readers) -> None:
     """The pattern that splits nothing ends the process at 30 kB; these have 400 kB."""
-    names = ("wiki.test.raw", "debian_handbook.zh-CN.txt")
-    base.assert_same_ids([(DATA / "corpora" / name).read_text("utf-8")[:400_000] for name in names])
+    names = (CORPORA[0], CORPORA[-1])
+    base.assert_same_ids([(corpus(name) * 20)[:400_000] for name in names])
 
 
 def test_nul_is_what_each_runtime_can_do(base: Readers) -> None:
@@ -257,7 +236,7 @@ def test_decoding_gives_the_text_back(base: Readers) -> None:
 
 
 def test_streaming_gives_the_text_back_piece_by_piece(chat: Readers) -> None:
-    texts = corpus_lines()[::9] + [
+    texts = corpus_lines()[::3] + [
         text for text in hard_strings(pieces_of(chat), 3000) if "\u2581" not in text
     ]
     for text in texts:
@@ -277,5 +256,5 @@ def test_transformers_saves_what_it_loaded(chat: Readers, tmp_path: Path) -> Non
 
     chat.transformers.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    lines = corpus_lines()[::20]
+    lines = corpus_lines()[::9]
     assert again(lines).input_ids == chat.transformers(lines).input_ids
