@@ -73,9 +73,9 @@ def stored_decoder(recipe: Any, folder: Path) -> Any:
     """The recipe's random weights, read from a checkpoint on the disk as real ones are."""
     from converter.engine.contract import Run
     from converter.engine.registry import make_passes
-    from converter.output.staging import Staging
     from converter.sources.local import open_local
     from converter.sources.synthetic import open_synthetic, write_checkpoint
+    from converter.storage.staging import Staging
 
     path = folder / "checkpoint"
     path.mkdir(parents=True)

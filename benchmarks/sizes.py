@@ -17,8 +17,8 @@ from converter.cli.compose import compose_recipe
 from converter.engine.contract import Run
 from converter.engine.registry import make_passes
 from converter.graph.tensors import model_weights
-from converter.output.staging import Staging
 from converter.speed.benchmarking import cache_bytes_per_token, graph_bytes_per_token
+from converter.storage.staging import Staging
 from converter.weights.placement import data_size, place_tensors
 
 MODELS = ("internlm2_1_8b", "internlm2_7b", "internlm2_20b")

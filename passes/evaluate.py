@@ -28,11 +28,11 @@ from converter.machine.disk import Room
 from converter.model.checkpoint import TOKENIZERS
 from converter.model.decoder import Decoder
 from converter.output.package import Package
-from converter.output.staging import replacing
 from converter.quantization.linear_error import LinearError
 from converter.recipe.schema import EvaluateConfig, Recipe
 from converter.runtime.session import ONNXRUNTIME, missing_runtime
 from converter.storage.cache import FOLDER_VARIABLE, Cache, cache_folder
+from converter.storage.staging import replacing
 from converter.text.folder_tokenizer import source_tokenizer
 from converter.text.texts import load_text
 from converter.weights.placement import data_size, place_tensors

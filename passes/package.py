@@ -23,10 +23,10 @@ from converter.output.genai_config import TokenIds, genai_config
 from converter.output.model_writer import write_model
 from converter.output.package import Package
 from converter.output.place import output_folder
-from converter.output.staging import RECIPE_FILE
 from converter.progress import format_bytes
 from converter.recipe.schema import Recipe
 from converter.storage.hashing import file_entries
+from converter.storage.staging import RECIPE_FILE
 from converter.tokenizer import TokenizerFiles, prepare_tokenizer
 
 VERSIONED = ("numpy", "onnx-ir", "onnxruntime-genai", "sentencepiece", "tokenizers", "torch")

@@ -63,7 +63,7 @@ def build(make_recipe: Callable[..., Any]) -> Callable[..., Any]:
     """Run the passes up to `until` on a tiny recipe and give the last artifact."""
     from converter.engine.contract import Run
     from converter.engine.registry import make_passes
-    from converter.output.staging import Staging
+    from converter.storage.staging import Staging
 
     def run(*words: str, until: str = "graph", **config: Any) -> Any:
         recipe = make_recipe(*words, **config)

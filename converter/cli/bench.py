@@ -48,7 +48,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _write(report: Report, figures: Path | None, picture: Path | None) -> None:
-    from converter.output.staging import replacing
+    from converter.storage.staging import replacing
 
     if figures:
         with replacing(figures.resolve()) as path:

@@ -31,12 +31,12 @@ from converter.evaluation.reference_logits import stored_reference
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import Decoder
 from converter.output.published import read_lock, read_recipe
-from converter.output.staging import LOCK, replacing
 from converter.output.writable import PICTURES, file_problems
 from converter.progress import Progress, format_bytes, show_progress
 from converter.recipe.schema import EvaluateConfig, Recipe
 from converter.recipe.validation import parse_recipe
 from converter.storage.cache import Cache, cache_folder
+from converter.storage.staging import LOCK, replacing
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 

@@ -184,7 +184,7 @@ def _say(problems: Sequence[Problem]) -> None:
 def _file_problem(error: OSError) -> Problem | None:
     """What a file, or the output of the command itself, could not take or give."""
     from converter.errors import Problem
-    from converter.output.staging import WRITE_ERRORS
+    from converter.storage.staging import WRITE_ERRORS
 
     places = [str(name) for name in (error.filename, error.filename2) if name is not None]
     reason = "; ".join([error.strerror or str(error), *getattr(error, "__notes__", ())])

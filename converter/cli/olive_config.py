@@ -17,8 +17,8 @@ from converter.cli.verbs import key_values
 from converter.errors import together_with
 from converter.graph.names import DATA_FILE, MODEL_FILE
 from converter.olive.config import Workflow, workflow_of
-from converter.output.staging import LOCK, RECIPE_FILE
 from converter.output.writable import file_problems
+from converter.storage.staging import LOCK, RECIPE_FILE
 
 ALONG = ("genai_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
 """Files that go with the model when the input folder does not exist yet."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from converter.cli.check import check_recipes
 from converter.errors import ConvertError, Problem, raise_if
-from converter.output.staging import open_folder
 from converter.output.writable import place_problems
 from converter.recipe import tree
+from converter.storage.staging import open_folder
 from converter.teams.repositories import (
     LOCK_FILE,
     Repository,

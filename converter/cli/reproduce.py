@@ -16,9 +16,9 @@ from typing import Any
 from converter.cli.verbs import key_values
 from converter.errors import Problem, raise_if
 from converter.output.published import read_lock, read_recipe
-from converter.output.staging import RECIPE_FILE
 from converter.output.writable import place_problems
 from converter.storage.hashing import file_entries
+from converter.storage.staging import RECIPE_FILE
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from converter.cli.compose import compose_recipe
 from converter.cli.verbs import key_values
 from converter.errors import Problem, together_with
-from converter.output.staging import open_folder
 from converter.output.writable import place_problems
 from converter.sources.synthetic import open_synthetic, write_checkpoint
+from converter.storage.staging import open_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,9 +12,9 @@ from converter.errors import ConvertError, Problem
 from converter.graph.graph import Graph
 from converter.machine.disk import Room
 from converter.model.decoder import Decoder
-from converter.output.staging import Staging
 from converter.progress import Progress, Silent
 from converter.recipe.schema import Recipe
+from converter.storage.staging import Staging
 
 Taken = TypeVar("Taken")
 Given = TypeVar("Given")

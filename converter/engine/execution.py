@@ -18,10 +18,10 @@ from converter.graph.graph import Graph
 from converter.machine.disk import Room, room_problems
 from converter.model.decoder import Decoder
 from converter.output.place import output_folder, output_problems
-from converter.output.staging import Staging, open_staging
 from converter.progress import Progress, Silent
 from converter.recipe.guest_slots import own_slots as guest_slots
 from converter.recipe.schema import Recipe
+from converter.storage.staging import Staging, open_staging
 
 
 def run_recipe(

@@ -25,10 +25,10 @@ from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import Decoder
 from converter.output.model_writer import write_graph
 from converter.output.place import output_folder
-from converter.output.staging import Staging
 from converter.quantization.quantized_matrix import QuantizedMatrix
 from converter.recipe.schema import Recipe
 from converter.sources.hub import HubUnreachableError
+from converter.storage.staging import Staging
 from converter.tokenizer import prepare_tokenizer
 from converter.weights.placement import data_size, place_tensors
 from converter.weights.weight import GroupPart, Weight

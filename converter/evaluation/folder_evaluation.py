@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from converter.evaluation.reference_file import ReferenceFile
 from converter.evaluation.runtime_logits import folder_logits
 from converter.evaluation.statistics import KLAccumulator, KLStatistics, TokenValues, summarize
-from converter.output.staging import replacing
 from converter.progress import Advance
 from converter.recipe.schema import EvaluateConfig
+from converter.storage.staging import replacing
 from converter.text.folder_tokenizer import FolderTokenizer
 from converter.text.texts import EvaluationChunks, evaluation_chunks, load_text
 

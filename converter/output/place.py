@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from converter.errors import Problem
-from converter.output.staging import LOCK
 from converter.output.writable import place_problems
 from converter.recipe.schema import Recipe
 from converter.storage.cache import cache_folder
+from converter.storage.staging import LOCK
 
 ELSEWHERE = "set output=FOLDER, a new one"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConvertError, Problem
-from converter.output.staging import LOCK, RECIPE_FILE
 from converter.recipe.trust import parse_trusted
+from converter.storage.staging import LOCK, RECIPE_FILE
 
 
 def read_lock(folder: Path) -> dict[str, Any]:

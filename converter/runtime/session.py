@@ -13,8 +13,8 @@ from typing import Any
 
 from converter.errors import ConvertError, Problem, raise_if
 from converter.output.published import read_lock
-from converter.output.staging import LOCK
 from converter.providers import PROVIDERS
+from converter.storage.staging import LOCK
 
 CONFIG = "genai_config.json"
 GENAI, ONNXRUNTIME = "onnxruntime_genai", "onnxruntime"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from converter.errors import ConvertError, Problem, raise_if
-from converter.output.staging import LOCK, RECIPE_FILE, replacing
+from converter.storage.staging import LOCK, RECIPE_FILE, replacing
 
 PLAN = "sweep.json"
 SUMMARY = "summary"

@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from converter.errors import ConvertError, Problem, raise_if
-from converter.output.staging import replacing
 from converter.recipe.trust import MAX_FILE_BYTES, MAX_FILES, name_problems
 from converter.storage.cache import cache_folder
+from converter.storage.staging import replacing
 
 LOCK_FILE = "convert.repos.json"
 RESERVED = ("local",)

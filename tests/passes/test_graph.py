@@ -90,7 +90,7 @@ def test_other_families_cost_yaml_only(
 
     from converter.engine.contract import Run
     from converter.engine.registry import make_passes
-    from converter.output.staging import Staging
+    from converter.storage.staging import Staging
 
     config = AutoConfig.for_model(
         family,

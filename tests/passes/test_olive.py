@@ -31,10 +31,10 @@ from converter.olive.agreement import agreement
 from converter.olive.candidate import interface_problems
 from converter.olive.config import PlannedPass, plan_problems, planned_passes, read_workflow
 from converter.olive.process import ask, check_passes, environment, run_passes
-from converter.output.staging import Staging
 from converter.recipe.schema import OliveConfig, OlivePassConfig, Recipe
 from converter.runtime.cpu_folder import generate
 from converter.storage.hashing import hash_file
+from converter.storage.staging import Staging
 from passes.olive import Olive
 
 needs_olive = pytest.mark.skipif(

@@ -19,8 +19,8 @@ from converter.engine.execution import check, run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.model.reference import Reference
-from converter.output.staging import Staging
 from converter.recipe.validation import parse_recipe
+from converter.storage.staging import Staging
 
 SMALL = ["calibration.tokens=2048", "calibration.sequence_length=128"]
 

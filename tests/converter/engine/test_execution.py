@@ -13,8 +13,8 @@ import pytest
 from converter.engine.contract import Done, Pass, Run
 from converter.engine.execution import run_recipe
 from converter.errors import ConvertError, Problem
-from converter.output.staging import LOCK, open_folder, open_staging
 from converter.recipe.schema import Recipe
+from converter.storage.staging import LOCK, open_folder, open_staging
 
 
 class Start(Pass[None, int]):

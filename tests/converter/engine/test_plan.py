@@ -19,9 +19,9 @@ from converter.engine.execution import run_recipe
 from converter.engine.plan import Plan, make_plan
 from converter.engine.registry import make_passes
 from converter.model.rope import Rope
-from converter.output.staging import Staging
 from converter.recipe.schema import Recipe
 from converter.sources.synthetic import open_synthetic, write_checkpoint
+from converter.storage.staging import Staging
 from passes.package import MakePackage
 
 

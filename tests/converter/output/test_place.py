@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from converter.output.place import output_problems
-from converter.output.staging import LOCK
 from converter.recipe.schema import Recipe
 from converter.storage.cache import FOLDER_VARIABLE
+from converter.storage.staging import LOCK
 
 
 def found(recipe: Recipe) -> list[str]:
