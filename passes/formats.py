@@ -17,10 +17,10 @@ from tempfile import TemporaryDirectory
 from typing import Literal, cast
 
 from converter.engine.contract import Done, Pass, Run
-from converter.engine.memory import writing_memory
 from converter.errors import Problem
 from converter.graph.formats import indivisible, quantized_bytes
 from converter.graph.graph import Graph
+from converter.graph.memory import writing_memory
 from converter.graph.quantized_operators import quantized_graph
 from converter.graph.template import build_graph
 from converter.graph.tensors import model_weights

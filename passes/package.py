@@ -13,9 +13,9 @@ from typing import Any
 
 from converter import __version__
 from converter.engine.contract import Done, Pass, Run
-from converter.engine.memory import writing_memory
 from converter.errors import ConvertError, Problem
 from converter.graph.graph import Graph
+from converter.graph.memory import writing_memory
 from converter.graph.tensors import model_weights
 from converter.machine.disk import RESULT, Room
 from converter.model.decoder import Decoder

@@ -9,8 +9,7 @@ from converter.cli.check import check_recipes
 from converter.errors import ConvertError, Problem, raise_if
 from converter.output.writable import place_problems
 from converter.recipe import tree
-from converter.storage.staging import open_folder
-from converter.teams.repositories import (
+from converter.recipe.repositories import (
     LOCK_FILE,
     Repository,
     fetch,
@@ -21,6 +20,7 @@ from converter.teams.repositories import (
     user_lock,
     write_pins,
 )
+from converter.storage.staging import open_folder
 
 TEMPLATE = {
     "README.md": """# Recipes

@@ -14,12 +14,12 @@ import onnx_ir as ir
 
 from converter.engine.contract import Pass, Run
 from converter.engine.execution import find_problems, order_problems, rooms
-from converter.engine.memory import process_memory
 from converter.errors import ConvertError, Problem, raise_if
 from converter.graph.graph import Graph
 from converter.graph.names import DATA_FILE, MATRIX, MODEL_FILE
 from converter.graph.tensors import WeightTensor, model_weights
 from converter.machine.disk import Room, free_bytes
+from converter.machine.memory import process_memory
 from converter.model.architecture import Architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import Decoder

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from converter.engine.memory import reference_memory, session_memory
 from converter.evaluation.reference_logits import HEAD_BYTES
 from converter.evaluation.statistics import TILE_VALUES
+from converter.graph.memory import reference_memory, session_memory
 from converter.model.architecture import Architecture
 from converter.model.decoder import Decoder
 from converter.model.reference import HEAD_ROWS

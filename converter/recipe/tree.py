@@ -25,7 +25,7 @@ from converter.recipe.trust import NAME, WHOLE, name_problems, parse_built_in, p
 from converter.recipe.validation import nearest_names
 
 if TYPE_CHECKING:
-    from converter.teams.repositories import Repository
+    from converter.recipe.repositories import Repository
 
 PRIMARY = "convert"
 LOCAL = "local"
@@ -186,21 +186,21 @@ _trial: dict[str, Mapping[str, bytes]] = {}
 
 def known_repositories() -> list[str]:
     """Names of the repositories in use."""
-    from converter.teams.repositories import repositories
+    from converter.recipe.repositories import repositories
 
     return list(dict.fromkeys([*_trial, *repositories()]))
 
 
 @lru_cache(maxsize=64)
 def _pinned_tree(repository: Repository) -> Mapping[str, bytes]:
-    from converter.teams.repositories import read_files
+    from converter.recipe.repositories import read_files
 
     return read_files(repository, folders())
 
 
 def repository_tree(name: str) -> Mapping[str, bytes]:
     """The recipe files of a repository in use, at its pinned commit."""
-    from converter.teams.repositories import repositories
+    from converter.recipe.repositories import repositories
 
     return _trial[name] if name in _trial else _pinned_tree(repositories()[name])
 

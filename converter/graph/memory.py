@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Iterable
 
 from converter.model.decoder import Decoder
@@ -27,16 +26,6 @@ SESSION_COPIES = 1.05
 """Bytes in memory per byte of weights in a session: kernels keep them in a form of their own."""
 DEQUANTIZE_BYTES = 16
 """Bytes per value of a whole matrix while the reference reads it: four float32 copies."""
-
-
-def process_memory() -> int:
-    """Bytes that this process has held at its peak so far: the interpreter and its libraries."""
-    if sys.platform == "win32":
-        return 350_000_000  # not to be had from the standard library there
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def writing_memory(weights: Iterable[Weight], threads: int | None) -> int:

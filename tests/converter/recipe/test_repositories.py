@@ -13,9 +13,8 @@ from converter.cli.compose import compose_recipe
 from converter.cli.main import main
 from converter.cli.verbs import run_verb
 from converter.errors import ConvertError
-from converter.recipe import tree
-from converter.teams import repositories
-from converter.teams.repositories import LOCK_FILE, Repository, fetch, read_files, read_pins
+from converter.recipe import repositories, tree
+from converter.recipe.repositories import LOCK_FILE, Repository, fetch, read_files, read_pins
 
 RECIPE = "# @package _global_\ndefaults:\n  - demo\n  - override /quant: wide\n"
 WIDE = "defaults:\n  - rtn\nbits: 8\n"

@@ -1,1 +1,0 @@
-"""Recipe repositories, and what their recipes may not do."""
