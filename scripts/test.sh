@@ -8,4 +8,5 @@ environment test cpu,olive,sweep,slurm,test
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
+"$(dirname "$python")/lint-imports"
 "$python" -m pytest -n 2 --dist worksteal "$@"
