@@ -4,24 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: what was found (and where), what was expected, what to do next."""
+    """One thing that is wrong.
+
+    `found` is a sentence: it starts with a capital, a name or a key, and ends with a full stop.
+    `expected` is a phrase without a full stop. `remedy` says what to type or do next: a command, or
+    a verb in the imperative, without a full stop.
+    """
 
     found: str
     expected: str = ""
     remedy: str = ""
+    key: tuple[str, ...] = field(default=(), kw_only=True)
+    """Dotted keys of the recipe whose values it is about; what filters problems reads these."""
+    where: str = field(default="", kw_only=True)
+    """File, recipe, pass or folder that it was found in."""
+
+    @property
+    def headline(self) -> str:
+        """What was found, and where."""
+        return f"{self.where}: {self.found}" if self.where else self.found
 
     def __str__(self) -> str:
-        lines = [self.found]
+        lines = [self.headline]
         if self.expected:
             lines.append(f"  expected: {self.expected}")
         if self.remedy:
             lines.append(f"  next:     {self.remedy}")
         return "\n".join(lines)
+
+    def at(self, place: str) -> Problem:
+        """The same problem, found in `place`; a place that it has already stands behind it."""
+        return replace(self, where=f"{place}: {self.where}" if self.where else place)
+
+    def concerns(self, key: str) -> bool:
+        """Whether it is about the dotted `key`; a slot's switch decides on all of the slot."""
+        slot, _, tail = key.rpartition(".")
+        whole = slot if tail == "enabled" else key
+        return any(own == whole or own.startswith(f"{whole}.") for own in self.key)
 
 
 class ConvertError(Exception):

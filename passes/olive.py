@@ -68,7 +68,7 @@ class Olive(Pass[Package, Package]):
         try:
             passes = planned_passes(recipe.olive)
             problems = list(plan_problems(passes, recipe))
-            unknown = {problem.found.partition(":")[0] for problem in problems}
+            unknown = {problem.where for problem in problems}
             rest = [item for item in passes if item.label not in unknown]
             if rest:
                 problems += check_passes(rest, recipe.target.execution_provider)

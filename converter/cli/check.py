@@ -105,6 +105,7 @@ def _is_recipe(word: str) -> bool:
 
 
 def _of(name: str, problem: Problem) -> Problem:
-    if name.endswith((".yaml", ".yml")) and os.path.realpath(name) in problem.found:
-        return problem  # it says which file
-    return Problem(f"{name}: {problem.found}", problem.expected, problem.remedy)
+    """The problem with its recipe's name; one that names its file needs no other."""
+    is_file = name.endswith((".yaml", ".yml"))
+    named = is_file and problem.where.startswith(os.path.realpath(name))
+    return problem if named else problem.at(name)

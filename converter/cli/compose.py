@@ -32,7 +32,6 @@ from converter.recipe.tree import (
     unknown_choice,
 )
 from converter.recipe.validation import (
-    concerns,
     default_values,
     is_known_path,
     is_text,
@@ -264,7 +263,7 @@ def _file_problems(overrides: Iterable[Any], tree: Tree) -> Iterator[Problem]:
     for slot, choice in _chosen(overrides):
         for layer in tree.survey(slot, choice).layers if is_foreign(choice) else ():
             for problem in own_problems(layer.values):
-                yield replace(problem, found=f"{layer.label}: {problem.found}")
+                yield problem.at(layer.label)
 
 
 def _chosen(overrides: Iterable[Any]) -> Iterator[tuple[str, str]]:
@@ -307,7 +306,7 @@ def _further_problems(sound: Sequence[Any], lost: Sequence[str], tree: Tree) -> 
     try:
         parse_recipe(values)
     except ConvertError as error:
-        return [item for item in error.problems if not any(concerns(item, key) for key in unsure)]
+        return [item for item in error.problems if not any(item.concerns(key) for key in unsure)]
     return []
 
 
@@ -345,7 +344,7 @@ def _written(overrides: Iterable[Any]) -> dict[str, Any]:
 
 def _is_listed(problem: Problem, known: Iterable[Problem]) -> bool:
     """Whether a problem is known already, perhaps with the file that it is in."""
-    return any(f": {item.found}".endswith(f": {problem.found}") for item in known)
+    return any(replace(item, where="") == replace(problem, where="") for item in known)
 
 
 def _compose(values: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def _report_problems(label: str, folder: Path) -> Iterator[Problem]:
     place = report / REPORT_FILE if report.exists() else report
     for problem in file_problems(place):
         remedy = f"copy {label} to a place that you may write to, and evaluate the copy"
-        yield Problem(problem.found, problem.expected, remedy)
+        yield replace(problem, remedy=remedy)
 
 
 def _count(text: str) -> int:

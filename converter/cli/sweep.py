@@ -183,7 +183,7 @@ def run_job(config: Any) -> str:
         sweep.clear_failure(folder, job)
         state = sweep.DONE
     except ConvertError as error:
-        sweep.write_failure(folder, job, "; ".join(item.found for item in error.problems))
+        sweep.write_failure(folder, job, "; ".join(item.headline for item in error.problems))
         state = sweep.FAILED
     except Exception as error:  # whatever a pass or runtime raises is this job's row
         sweep.write_failure(folder, job, f"{type(error).__name__}: {error}")

@@ -141,7 +141,7 @@ def _run_pass(item: Pass[Any, Any], artifact: Any, run: Run, done: Sequence[str]
         raise_if(item.ensures(given.artifact, run))
         raise_if(_change_problems(item, before, artifact))
     except ConvertError as error:
-        raise ConvertError(_in_pass(item.name, problem) for problem in error.problems) from error
+        raise ConvertError(problem.at(item.name) for problem in error.problems) from error
     except (OSError, RuntimeError, ValueError) as error:
         after = f" after {', '.join(done)}" if done else ""
         error.add_note(f"in the pass {item.name}{after}")
@@ -173,7 +173,3 @@ def _change_problems(item: Pass[Any, Any], before: object, artifact: Any) -> Ite
             "a new graph, or changes_input = True in the pass",
             f"state changes_input in {type(item).__qualname__}",
         )
-
-
-def _in_pass(name: str, problem: Problem) -> Problem:
-    return Problem(f"{name}: {problem.found}", problem.expected, problem.remedy)

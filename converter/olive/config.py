@@ -132,10 +132,11 @@ def plan_problems(passes: Sequence[PlannedPass], recipe: Recipe) -> Iterator[Pro
         for key in item.config:
             if OUTSIDE.search(key) or key in ("user_script", "script_dir"):
                 yield Problem(
-                    f"{item.label}: {key} reaches outside of the recipe.",
+                    f"{key} reaches outside of the recipe.",
                     "settings that run, read and write nothing but the model",
                     f"remove {key}; code of your own belongs in a pass of your own "
                     "(docs/own_pass.md)",
+                    where=item.label,
                 )
         yield from _breakage(item, passes[number + 1 :], recipe)
 
@@ -147,15 +148,17 @@ def _type_problems(item: PlannedPass, known: Mapping[str, str]) -> Iterator[Prob
         usable = [name for name, module in known.items() if module.startswith(MODULES)]
         near = nearest_names(item.type, usable)
         yield Problem(
-            f"{item.label}: Olive has no pass {item.type!r}.",
+            f"Olive has no pass {item.type!r}.",
             f"one of its ONNX passes, such as {', '.join(near or usable[:4])}",
             f"write type: {near[0]}" if near else "see the documentation of Olive for its passes",
+            where=item.label,
         )
     elif not known[found].startswith(MODULES):
         yield Problem(
-            f"{item.label}: Olive's {found} does not work on an ONNX model.",
+            f"Olive's {found} does not work on an ONNX model.",
             "a pass from one ONNX model to one ONNX model",
             f"remove {found} from the recipe",
+            where=item.label,
         )
 
 
@@ -168,11 +171,12 @@ def _breakage(item: PlannedPass, later: Sequence[PlannedPass], recipe: Recipe) -
         return
     renamed = f"logits_Q{item.config.get('bits', 4)}"
     yield Problem(
-        f"{item.label}: Olive's {name} renames the output `logits` to `{renamed}`, "
+        f"Olive's {name} renames the output `logits` to `{renamed}`, "
         "and onnxruntime-genai finds no logits then.",
         f"{HEAD} left out, or the output renamed back",
         f"add config.nodes_to_exclude: [{HEAD}], or a following GraphSurgeries pass with "
         f"surgeries: [{{surgeon: RenameOutputs, old_names: [{renamed}], new_names: [logits]}}]",
+        where=item.label,
     )
 
 

@@ -60,7 +60,8 @@ def check_passes(passes: Sequence[PlannedPass], provider: str) -> list[Problem]:
     with TemporaryDirectory(prefix="convert-olive-") as folder:
         job = {"kind": "check", **_job(passes, provider)}
         answer = ask(job, Path(folder), CHECK_SECONDS)
-    return [Problem(**problem) for problem in answer["problems"]]
+    found = answer["problems"]
+    return [Problem(**{**problem, "key": tuple(problem["key"])}) for problem in found]
 
 
 def run_passes(

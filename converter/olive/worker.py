@@ -45,7 +45,8 @@ def check(job: Mapping[str, Any]) -> dict[str, Any]:
     accelerator = _accelerator(job)
     problems: list[Problem] = []
     for item in job["passes"]:
-        problems += _pass_problems(item, accelerator)
+        found = _pass_problems(item, accelerator)
+        problems += [problem.at(item["label"]) for problem in found]
     return {"problems": [asdict(problem) for problem in problems]}
 
 
@@ -98,30 +99,30 @@ def _pass_problems(item: Mapping[str, Any], accelerator: Any) -> Iterator[Proble
     from olive.package_config import OlivePackageConfig
 
     package = OlivePackageConfig.load_default_config()
-    label, name = item["label"], item["type"]
+    name = item["type"]
     try:
         module = package.get_pass_module_config(name)
         missing = [name for name in module.module_dependencies if not _installed(name)]
         if missing:
-            yield _missing(label, name, missing)
+            yield _missing(name, missing)
             return
         kind = package.import_pass_module(name)
     except ImportError as error:
-        yield _missing(label, name, [error.name or str(error)])
+        yield _missing(name, [error.name or str(error)])
         return
     taken = inspect.signature(kind._run_for_config).parameters["model"].annotation
     if getattr(taken, "__name__", str(taken)) not in ("ONNXModelHandler", "OliveModelHandler"):
         yield Problem(
-            f"{label}: Olive's {name} takes {getattr(taken, '__name__', taken)}.",
+            f"Olive's {name} takes {getattr(taken, '__name__', taken)}.",
             "a pass from one ONNX model to one ONNX model",
             f"remove {name} from the recipe",
         )
         return
-    yield from _config_problems(label, name, kind, item["config"], accelerator)
+    yield from _config_problems(name, kind, item["config"], accelerator)
 
 
 def _config_problems(
-    label: str, name: str, kind: Any, config: Mapping[str, Any], accelerator: Any
+    name: str, kind: Any, config: Mapping[str, Any], accelerator: Any
 ) -> Iterator[Problem]:
     from pydantic import ValidationError
 
@@ -130,7 +131,7 @@ def _config_problems(
     for key in unknown:
         near = nearest_names(key, known)
         yield Problem(
-            f"{label}: Olive's {name} has no setting {key!r}.",
+            f"Olive's {name} has no setting {key!r}.",
             f"one of {', '.join(near or known)}",
             f"write {near[0]}" if near else f"remove {key}",
         )
@@ -143,19 +144,20 @@ def _config_problems(
         for key, detail in wrong.items():
             lacking = detail["type"] == "missing"
             yield Problem(
-                f"{label}: Olive's {name} lacks the setting {key}."
+                f"Olive's {name} lacks the setting {key}."
                 if lacking
-                else f"{label}: {key}={kept.get(key)!r} for Olive's {name}.",
+                else f"{key}={kept.get(key)!r} for Olive's {name}.",
                 str(detail["msg"]).replace("Input should be", "the setting is"),
                 f"set {key}: {known[key].description or 'see the documentation of Olive'}",
             )
     except (ValueError, AssertionError) as error:
-        yield Problem(f"{label}: {_said(error)}", f"settings that Olive's {name} accepts", "")
+        yield Problem(f"{_said(error)}", f"settings that Olive's {name} accepts", "")
     for number, surgery in enumerate(kept.get("surgeries") or ()):
-        yield from _surgery_problems(f"{label}, surgery {number}", surgery)
+        for problem in _surgery_problems(surgery):
+            yield problem.at(f"surgery {number}")
 
 
-def _surgery_problems(label: str, surgery: Any) -> Iterator[Problem]:
+def _surgery_problems(surgery: Any) -> Iterator[Problem]:
     from olive.passes.onnx.graph_surgeries import GraphSurgeries, Surgeon
 
     names = {kind.__name__: kind for kind in Surgeon.registry.values()}
@@ -163,7 +165,7 @@ def _surgery_problems(label: str, surgery: Any) -> Iterator[Problem]:
     if surgeon.lower() not in Surgeon.registry:
         near = nearest_names(surgeon, names)
         yield Problem(
-            f"{label}: Olive has no surgeon {surgeon!r}.",
+            f"Olive has no surgeon {surgeon!r}.",
             f"the name of one of its {len(names)} surgeons",
             f"write {near[0]}" if near else "see the documentation of Olive's GraphSurgeries",
         )
@@ -173,17 +175,17 @@ def _surgery_problems(label: str, surgery: Any) -> Iterator[Problem]:
     for key in sorted(given - {*required, *optional}):
         near = nearest_names(key, [*required, *optional])
         yield Problem(
-            f"{label}: {surgeon} has no parameter {key!r}.",
+            f"{surgeon} has no parameter {key!r}.",
             f"one of {', '.join([*required, *optional]) or 'none'}",
             f"write {near[0]}" if near else f"remove {key}",
         )
     for key in sorted(set(required) - given):
-        yield Problem(f"{label}: {surgeon} lacks the parameter {key!r}.", "it set", f"set {key}")
+        yield Problem(f"{surgeon} lacks the parameter {key!r}.", "a value for it", f"set {key}")
 
 
-def _missing(label: str, name: str, packages: Sequence[str]) -> Problem:
+def _missing(name: str, packages: Sequence[str]) -> Problem:
     return Problem(
-        f"{label}: Olive's {name} needs {', '.join(packages)}.",
+        f"Olive's {name} needs {', '.join(packages)}.",
         "everything installed that the pass imports",
         f"pip install {' '.join(packages)}",
     )

@@ -49,7 +49,7 @@ def _read(folder: Path, name: str, parse: Callable[[str, bytes], Any]) -> dict[s
         reason = getattr(error, "strerror", None) or error
         raise ConvertError(_not_converted(folder, f"{name}: {reason}")) from None
     except ConvertError as error:
-        reason = "; ".join(problem.found for problem in error.problems)
+        reason = "; ".join(problem.headline for problem in error.problems)
         raise ConvertError(_not_converted(folder, reason)) from None
     if not isinstance(value, dict):
         raise ConvertError(_not_converted(folder, f"{name} holds a {type(value).__name__}"))

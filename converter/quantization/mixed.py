@@ -102,7 +102,7 @@ def _knapsack(
 def _impossible(least: int, budget: int) -> ConvertError:
     return ConvertError(
         Problem(
-            f"the target leaves {budget / 1e6:.1f} MB for the quantized linears",
+            f"The target leaves {budget / 1e6:.1f} MB for the quantized linears.",
             f"at least {least / 1e6:.1f} MB, every linear in its smallest format",
             "raise quant.target_size (or quant.bits_per_weight), or allow a larger block size",
         )

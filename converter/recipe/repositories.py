@@ -192,7 +192,7 @@ def _entry_problems(item: Repository, label: str) -> Iterator[Problem]:
         )
         return
     for problem in _new_problems(item.name, item.url, item.rev):
-        yield Problem(f"{label}: {problem.found}", problem.expected, problem.remedy)
+        yield problem.at(label)
 
 
 def _tree_problems(repository: Repository, rows: Sequence[bytes]) -> Iterator[Problem]:
@@ -283,11 +283,11 @@ def _git(
         )
     except FileNotFoundError:
         raise ConvertError(
-            Problem("git is not installed.", "git, which fetches repositories", "install git")
+            Problem("Git is not installed.", "git, which fetches repositories", "install git")
         ) from None
     except subprocess.TimeoutExpired:
         raise ConvertError(
-            Problem(f"git {words[0]} took over {GIT_SECONDS} s.", "an answer", "try again later")
+            Problem(f"Git {words[0]} took over {GIT_SECONDS} s.", "an answer", "try again later")
         ) from None
     except subprocess.CalledProcessError as error:
         raise ConvertError(_git_problem(words, error)) from error
@@ -295,7 +295,7 @@ def _git(
 
 def _git_problem(words: Sequence[str], error: subprocess.CalledProcessError) -> Problem:
     return Problem(
-        f"git {words[0]} failed: {_reason(error.stderr.decode(errors='replace'))}.",
+        f"Git {words[0]} failed: {_reason(error.stderr.decode(errors='replace'))}.",
         "a repository and revision that can be read",
         "check url, --rev and your rights; recipes fetched once are read offline",
     )

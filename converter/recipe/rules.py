@@ -27,12 +27,16 @@ def impossible_values(recipe: Recipe) -> Iterator[Problem]:
             f"graph.context_length={recipe.graph.context_length}.",
             "a positive number of tokens, or null for max_position_embeddings",
             "set graph.context_length=4096",
+            key=("graph.context_length",),
         )
     yield from _source_problems(recipe.source)
     yield from _evaluate_problems(recipe.evaluate)
     if recipe.threads is not None and recipe.threads < 1:
         yield Problem(
-            f"threads={recipe.threads}.", "at least 1, or null for all cores", "threads=2"
+            f"threads={recipe.threads}.",
+            "at least 1, or null for all cores",
+            "threads=2",
+            key=("threads",),
         )
 
 
@@ -43,6 +47,10 @@ def _source_problems(source: SourceConfig) -> Iterator[Problem]:
             "one of the two",
             "choose a recipe for the model at source.path, with source=checkpoint, or set "
             "source.path=null",
+            key=(
+                "source.path",
+                "source.kind",
+            ),
         )
 
 
@@ -52,18 +60,24 @@ def _evaluate_problems(evaluate: EvaluateConfig) -> Iterator[Problem]:
             f"evaluate.n_ctx={evaluate.n_ctx}.",
             "chunks of at least 4 tokens",
             "set evaluate.n_ctx=512",
+            key=("evaluate.n_ctx",),
         )
     if evaluate.max_chunks is not None and evaluate.max_chunks < 1:
         yield Problem(
             f"evaluate.max_chunks={evaluate.max_chunks}.",
             "at least 1, or null for the whole text",
             "set evaluate.max_chunks=24",
+            key=("evaluate.max_chunks",),
         )
     if evaluate.max_kld is not None and not evaluate.enabled:
         yield Problem(
             f"evaluate.max_kld={evaluate.max_kld}, and the recipe does not evaluate.",
             "a measurement to compare it with",
             "add evaluate=standard",
+            key=(
+                "evaluate.max_kld",
+                "evaluate.enabled",
+            ),
         )
 
 
@@ -74,24 +88,39 @@ def _scheme_problems(quant: QuantConfig) -> Iterator[Problem]:
             f"target_size={quant.target_size}, bits_per_weight={quant.bits_per_weight}.",
             "a rounding for the others to work on",
             "set quant.round=gptq, or quant=none alone",
+            key=(
+                "quant.round",
+                "quant.smooth",
+                "quant.target_size",
+                "quant.bits_per_weight",
+            ),
         )
     if quant.refine and quant.round != "gptq":
         yield Problem(
             f"quant.refine=true with quant.round={quant.round}.",
             "quant.round=gptq, whose result is refined",
             "set quant.round=gptq or quant.refine=false",
+            key=(
+                "quant.refine",
+                "quant.round",
+            ),
         )
     if quant.target_size is not None and quant.bits_per_weight is not None:
         yield Problem(
             f"quant.target_size={quant.target_size} and bits_per_weight={quant.bits_per_weight}.",
             "one of the two",
             "set the other one to null",
+            key=(
+                "quant.target_size",
+                "quant.bits_per_weight",
+            ),
         )
     if quant.target_size is not None and parse_size(quant.target_size) is None:
         yield Problem(
             f"quant.target_size={quant.target_size}.",
             "a number and a unit: kB, MB, GB (thousands) or KiB, MiB, GiB",
             "set quant.target_size=89.9MB",
+            key=("quant.target_size",),
         )
 
 
@@ -102,6 +131,10 @@ def _calibration_problems(calibration: CalibrationConfig) -> Iterator[Problem]:
             f"calibration.tokens={calibration.tokens}.",
             "at least one whole sequence of at least one token",
             "set calibration.tokens=8192 calibration.sequence_length=512",
+            key=(
+                "calibration.sequence_length",
+                "calibration.tokens",
+            ),
         )
 
 
@@ -124,4 +157,5 @@ def block_size_problems(key: str, size: int) -> Iterator[Problem]:
             f"{key}={size}.",
             "a power of two from 16 to 256 (MatMulNBits)",
             f"set {key}={below}" if key.startswith("quant") else f"write {below} instead",
+            key=(key,),
         )

@@ -427,7 +427,7 @@ class Tree:
         near, among = _nearest(name, [*built_in(slot), *own])
         entry = f"override /{slot}: {near}" if slot != folder else near
         remedy = f"write `- {entry}` in its defaults, or run `convert list {slot}`"
-        return Problem(f"{label}: Unknown {slot} {name!r}.", among, remedy)
+        return Problem(f"Unknown {slot} {name!r}.", among, remedy, where=label)
 
     def _circular(self, folder: str, chain: Iterable[str]) -> Problem:
         names = [str(self.local) if choice == OWN else choice for choice in chain]
@@ -481,9 +481,10 @@ def check_files(label: str, tree: Mapping[str, bytes]) -> None:
         if name in built_in(folder):
             problems.append(
                 Problem(
-                    f"{label}: {path} has the name of a built-in {folder}.",
+                    f"{path} has the name of a built-in {folder}.",
                     "another name, so that nobody mistakes one for the other",
                     f"rename it, for instance {folder}/{label}_{name}.yaml",
+                    where=label,
                 )
             )
         try:

@@ -346,6 +346,5 @@ def _path_problem(value: str, key: str) -> str | None:
 
 
 def _problem(label: str, found: str, expected: str) -> Problem:
-    return Problem(
-        f"{label} {found}.", expected, "correct the file; do not use it if you do not know why"
-    )
+    remedy = "correct the file; do not use it if you do not know why"
+    return Problem(f"It {found}.", expected, remedy, where=label)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,21 +51,6 @@ def own_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
             yield problem
 
 
-def concerns(problem: Problem, key: str) -> bool:
-    """Whether `problem` speaks of the dotted `key`; a slot's switch decides on all of the slot.
-
-    What was found may name a key by its last part, where its slot stands before it.
-    """
-    slot, _, tail = key.rpartition(".")
-    whole = slot if tail == "enabled" else key
-    return _names(f"{problem.found} {problem.remedy}", whole) or _names(problem.found, tail)
-
-
-def _names(text: str, key: str) -> bool:
-    spelt = re.escape(key).replace("_", "[_ ]")
-    return re.search(rf"(?<![\w.]){spelt}(?!\w)", text) is not None
-
-
 def default_values() -> dict[str, Any]:
     """Every key of the schema with its default, as nested plain containers."""
     return dataclasses.asdict(recipe_schema()())
@@ -90,6 +74,7 @@ def unknown_key_problem(path: str, known: Sequence[str] | None = None) -> Proble
         f"Unknown key {path!r}.",
         f"one of the recipe's keys{'; the nearest: ' + ', '.join(nearest) if nearest else ''}",
         f"write {nearest[0]}=…" if nearest else "run `convert --help` for the slots and keys",
+        key=(path,),
     )
 
 
@@ -145,7 +130,7 @@ def _impossible_beside(values: Mapping[str, Any], wrong: Iterable[str]) -> Itera
     except ValidationError:  # a default of an installed slot may itself be of a wrong type
         return
     for problem in impossible_values(recipe):
-        if not any(concerns(problem, key) for key in wrong):
+        if not any(problem.concerns(key) for key in wrong):
             yield problem
 
 
@@ -176,6 +161,7 @@ def _wrong_values(values: Mapping[str, Any]) -> Iterator[tuple[str, Problem]]:
                     f"{path} is empty; perhaps a variable of the shell is not set.",
                     expected,
                     f"write {path}=… with its value, or leave {path} out",
+                    key=(path,),
                 ),
             )
 
@@ -201,6 +187,7 @@ def _type_problems(values: Mapping[str, Any]) -> Iterator[tuple[str, Problem]]:
                     _expected(path, detail["msg"]),
                     f"correct {path}; `null` stands for nothing, text with commas or brackets "
                     f"needs quotes inside quotes: \"{path}='…'\"",
+                    key=(path,),
                 ),
             )
 

@@ -92,9 +92,9 @@ class ChatSession:
         if not ids or len(ids) >= room:
             raise ConvertError(
                 Problem(
-                    f"the conversation has {len(ids)} tokens",
+                    f"The conversation has {len(ids)} tokens.",
                     f"at least one and fewer than {room} tokens, so that an answer fits",
-                    f"Start over ({RESET_COMMAND}), or allow more with max_length.",
+                    f"start over ({RESET_COMMAND}), or allow more with max_length",
                 )
             )
         shared = self._go_back_to_shared(ids)
@@ -190,9 +190,9 @@ def _system_problems(folder: Path, system: str | None, has_template: bool) -> li
         return []
     return [
         Problem(
-            f"a system prompt was given, but {folder} has no chat template",
+            f"A system prompt was given, but {folder} has no chat template.",
             "a chat model",
-            "Leave the system prompt out, or convert a chat model.",
+            "leave the system prompt out, or convert a chat model",
         )
     ]
 

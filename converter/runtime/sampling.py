@@ -55,7 +55,7 @@ def sample_texts(runtime: Runtime, options: SampleOptions, advance: Advance) -> 
         if fruitless == _FRUITLESS:
             raise ConvertError(
                 Problem(
-                    f"{runtime.folder} wrote no text in {_FRUITLESS * BATCH} attempts",
+                    f"{runtime.folder} wrote no text in {_FRUITLESS * BATCH} attempts.",
                     "a model that writes text by itself",
                     "calibrate on a text file instead: calibration.text=FILE",
                 )
@@ -133,7 +133,7 @@ def _check(runtime: Runtime, options: SampleOptions) -> None:
     if options.length >= room:
         raise ConvertError(
             Problem(
-                f"texts of {options.length} tokens, and the folder's context has "
+                f"Texts of {options.length} tokens, and the folder's context has "
                 f"{runtime.context_length}",
                 f"fewer than {room} tokens, so that every text fits",
                 f"give --length {max(1, room - 1)}",

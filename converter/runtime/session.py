@@ -136,7 +136,7 @@ def _not_converted(found: str) -> Problem:
     return Problem(
         found,
         "a folder that `convert` wrote",
-        "Convert the model first: convert recipe=NAME (convert list names them).",
+        "convert the model first: convert recipe=NAME (convert list names them)",
     )
 
 
@@ -146,9 +146,9 @@ def _import_runtime() -> Any:
     except ImportError as error:
         raise ConvertError(
             Problem(
-                "onnxruntime-genai is not installed",
+                "onnxruntime-genai is not installed.",
                 "the runtime of the converted model",
-                'Type: pip install "convert-genai[cpu]" (or [cuda]).',
+                'pip install "convert-genai[cpu]" (or [cuda])',
             )
         ) from error
     return onnxruntime_genai
@@ -212,9 +212,9 @@ def _encoded(text: str) -> bytes:
     except UnicodeEncodeError as error:
         raise ConvertError(
             Problem(
-                f"character {error.start + 1} of the text was not read as UTF-8",
+                f"Character {error.start + 1} of the text was not read as UTF-8.",
                 "UTF-8 text",
-                "Convert the text, for example: iconv -f latin1 -t utf-8 FILE",
+                "convert the text, for example: iconv -f latin1 -t utf-8 FILE",
             )
         ) from error
 
@@ -225,8 +225,8 @@ def _check_runs(text: str) -> None:
     if longest > _LONGEST_RUN:
         raise ConvertError(
             Problem(
-                f"the text has a run of {longest} bytes without a space, digit or line break",
+                f"The text has a run of {longest} bytes without a space, digit or line break.",
                 f"at most {_LONGEST_RUN}, or onnxruntime-genai's tokenizer overflows its stack",
-                "Break the text into lines.",
+                "break the text into lines",
             )
         )

@@ -113,9 +113,9 @@ def _prepare(
         return _from_tokenizer_json(checkpoint_folder / "tokenizer.json", settings, vocab_size)
     raise ConvertError(
         Problem(
-            f"{checkpoint_folder} has no tokenizer.model and no tokenizer.json",
+            f"{checkpoint_folder} has no tokenizer.model and no tokenizer.json.",
             "one of them",
-            "Copy tokenizer.model from the model's repository into the folder.",
+            "copy tokenizer.model from the model's repository into the folder",
         )
     )
 
@@ -138,7 +138,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
             settings.setdefault("tokenizer_config.json", {})["chat_template"] = text
         except (OSError, ValueError) as error:
             found = f"{template} cannot be read: {error}"
-            problems.append(Problem(found, "a text file in UTF-8", "Fetch the file again."))
+            problems.append(Problem(found, "a text file in UTF-8", "fetch the file again"))
     raise_if(problems)
     return settings
 
@@ -148,11 +148,11 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConvertError(
-            Problem(f"{path} is not JSON: {error}", "a JSON object", "Fetch the file again.")
+            Problem(f"{path} is not JSON: {error}", "a JSON object", "fetch the file again")
         ) from None
     if not isinstance(content, dict):
         raise ConvertError(
-            Problem(f"{path} holds a {type(content).__name__}", "a JSON object", "Fetch it again.")
+            Problem(f"{path} holds a {type(content).__name__}", "a JSON object", "fetch it again")
         )
     return content
 
@@ -204,9 +204,9 @@ def _size_problems(path: Path, pieces: int, vocab_size: int) -> list[Problem]:
         return []
     return [
         Problem(
-            f"{path} has {pieces} pieces, the embedding {vocab_size} rows",
+            f"{path} has {pieces} pieces, the embedding {vocab_size} rows.",
             "a row for every piece",
-            "Take tokenizer.model and the weights from the same repository.",
+            "take tokenizer.model and the weights from the same repository",
         )
     ]
 
@@ -296,9 +296,9 @@ def _stop_tokens(
 def _stop_problems(stops: tuple[int, ...], vocab_size: int) -> list[Problem]:
     remedy = 'Set "eos_token_id" in generation_config.json.'
     if not stops:
-        return [Problem("no stop token is named anywhere", "an eos_token_id", remedy)]
+        return [Problem("No stop token is named anywhere.", "an eos_token_id", remedy)]
     return [
-        Problem(f"the stop token {index} has no row", f"an id below {vocab_size}", remedy)
+        Problem(f"The stop token {index} has no row.", f"an id below {vocab_size}", remedy)
         for index in stops
         if not 0 <= index < vocab_size
     ]

@@ -73,9 +73,9 @@ def _parse(path: Path, content: bytes) -> Any:
     if content.startswith(b"version https://git-lfs"):
         raise ConvertError(
             Problem(
-                f"{path} is a Git LFS pointer, not the file itself",
+                f"{path} is a Git LFS pointer, not the file itself.",
                 "a SentencePiece model",
-                "Run `git lfs pull` in the checkpoint's folder.",
+                "run `git lfs pull` in the checkpoint's folder",
             )
         )
     proto = sentencepiece_model_pb2.ModelProto()
@@ -87,7 +87,7 @@ def _parse(path: Path, content: bytes) -> Any:
     if not complete:
         raise ConvertError(
             Problem(
-                f"{path} ({len(content)} bytes) is truncated or not a SentencePiece model",
+                f"{path} ({len(content)} bytes) is truncated or not a SentencePiece model.",
                 "a complete SentencePiece model with pieces, trainer and normalizer settings",
                 _FETCH_AGAIN,
             )
@@ -100,7 +100,7 @@ def _problems(path: Path, proto: Any, pieces: Sequence[str], types: Sequence[int
     if kind != 2:
         return [
             Problem(
-                f"{path} holds a {_MODEL_TYPES.get(kind, kind)} model",
+                f"{path} holds a {_MODEL_TYPES.get(kind, kind)} model.",
                 "a BPE model",
                 _OTHER_TOKENIZER,
             )

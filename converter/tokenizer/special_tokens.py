@@ -144,7 +144,7 @@ def is_placeholder(piece: str) -> bool:
 def _misplaced(content: str, index: int | None, vocab_size: int) -> Problem:
     where = "without an id" if index is None else f"with id {index}"
     return Problem(
-        f"the tokenizer declares the token {content} {where}, which is not its own",
+        f"The tokenizer declares the token {content} {where}, which is not its own.",
         f"a piece of tokenizer.model, or a free id below {vocab_size}, the embedding's rows",
-        "Correct added_tokens.json and tokenizer_config.json in the checkpoint's folder.",
+        "correct added_tokens.json and tokenizer_config.json in the checkpoint's folder",
     )

@@ -143,15 +143,15 @@ def _merged_pieces(model: dict[str, Any]) -> set[str]:
 def tokenizer_json_problems(content: Any, vocab_size: int) -> list[Problem]:
     """What keeps a checkpoint's own tokenizer.json from being used as it is."""
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        return [Problem("tokenizer.json has no model", "a tokenizers file", _FROM_ELSEWHERE)]
+        return [Problem("tokenizer.json has no model.", "a tokenizers file", _FROM_ELSEWHERE)]
     kind = content["model"].get("type")
     if kind != "BPE":
-        return [Problem(f"tokenizer.json holds a {kind} model", "a BPE model", _FROM_ELSEWHERE)]
+        return [Problem(f"tokenizer.json holds a {kind} model.", "a BPE model", _FROM_ELSEWHERE)]
     problems = []
     if content["model"].get("byte_fallback") and _splits_words(content.get("pre_tokenizer")):
         problems.append(
             Problem(
-                "tokenizer.json splits words with Metaspace, which onnxruntime-genai does not do",
+                "tokenizer.json splits words with Metaspace, which onnxruntime-genai does not do.",
                 "a pre_tokenizer that both read alike",
                 _FROM_ELSEWHERE,
             )
@@ -161,7 +161,7 @@ def tokenizer_json_problems(content: Any, vocab_size: int) -> list[Problem]:
         if missing:
             problems.append(
                 Problem(
-                    f"tokenizer.json lacks {missing} of the 256 byte pieces",
+                    f"tokenizer.json lacks {missing} of the 256 byte pieces.",
                     "all of them, as byte_fallback is on",
                     _FROM_ELSEWHERE,
                 )

@@ -107,7 +107,7 @@ def encoded(text: str) -> bytes:
 def test_hostile_recipe_is_refused(text: str) -> None:
     with pytest.raises(ConvertError) as error:
         parse_foreign("acme: recipe/evil.yaml", encoded(text), "recipe", SLOTS)
-    assert all("evil.yaml" in problem.found for problem in error.value.problems)
+    assert all("evil.yaml" in problem.where for problem in error.value.problems)
 
 
 @pytest.mark.parametrize("text", HOSTILE_SWEEPS.values(), ids=HOSTILE_SWEEPS.keys())

@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from converter.errors import ConvertError, Problem
-from converter.recipe.schema import Recipe
+from converter.errors import ConvertError
+from converter.recipe.guest_slots import recipe_schema
 from converter.recipe.validation import (
-    concerns,
     default_values,
     is_text,
     own_problems,
@@ -23,7 +22,7 @@ def problems(values: dict[str, Any]) -> str:
 
 
 def test_defaults_are_valid() -> None:
-    assert parse_recipe(default_values()) == Recipe()
+    assert parse_recipe(default_values()) == recipe_schema()()
 
 
 def test_everything_wrong_is_listed_at_once() -> None:
@@ -90,29 +89,6 @@ def test_a_wrong_type_hides_no_impossible_value_but_its_own() -> None:
 def test_a_stand_in_for_a_wrong_type_is_never_blamed() -> None:
     text = problems({"quant": {"round": "gptqq", "refine": True}})
     assert text.count("next:") == 1 and "quant.round=gptqq" in text
-
-
-@pytest.mark.parametrize(
-    ("found", "remedy", "key", "expected"),
-    [
-        ("quant.bits=5.", "", "quant.bits", True),
-        ("quant.bits_per_weight=5.", "", "quant.bits", False),
-        ("quant.lm_head.bits=5.", "", "quant.bits", False),
-        ("quant.target_size=1MB and bits_per_weight=4.", "", "quant.bits_per_weight", True),
-        (
-            "target.kv_cache=int8 for the cpu execution provider.",
-            "",
-            "target.execution_provider",
-            1,
-        ),
-        ("A quantized embedding.", "set quant.embedding.bits=16", "quant.embedding.bits", True),
-        ("target.threads=-1.", "set target.threads=null", "threads", False),
-        ("quant.bits=x.", "text with commas needs quotes", "evaluate.text", False),
-        ("evaluate.max_kld=1.", "add evaluate=standard", "evaluate.enabled", True),
-    ],
-)
-def test_which_key_a_problem_speaks_of(found: str, remedy: str, key: str, expected: bool) -> None:
-    assert concerns(Problem(found, "", remedy), key) == bool(expected)
 
 
 def test_some_values_alone_are_judged_but_not_what_they_refer_to() -> None:
