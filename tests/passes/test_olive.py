@@ -188,7 +188,7 @@ def test_everything_wrong_with_the_settings_is_said_at_once() -> None:
         "olive.passes[1]: Olive's OnnxKQuantQuantization has no setting 'bitz'",
         "write bits",
         "olive.passes[1]: block_size='wide'",
-        "olive.passes[2], surgery 0: Olive has no surgeon 'RenameOutput'",
+        "olive.passes[2]: surgery 0: Olive has no surgeon 'RenameOutput'",
         "write RenameOutputs",
         "RenameInputs has no parameter 'old_name'",
         "RenameInputs lacks the parameter 'old_names'",

@@ -24,7 +24,7 @@ def problems(*words: str) -> tuple[Problem, ...]:
 
 
 def found(*words: str) -> list[str]:
-    return [problem.found for problem in problems(*words)]
+    return [problem.headline for problem in problems(*words)]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_mistakes_in_a_file_name_the_file_and_the_nearest() -> None:
     )
     said = problems("recipe=./bad.yaml", "targe=cpu")
     assert len(said) == 4
-    listed = {item.found.removeprefix(str(Path("bad.yaml").resolve())): item for item in said}
+    listed = {item.headline.removeprefix(str(Path("bad.yaml").resolve())): item for item in said}
     assert "awq" in listed[": Unknown quant 'awqq'."].expected
     assert "override /quant: awq" in listed[": Unknown quant 'awqq'."].remedy
     assert "quant.block_size" in listed[": Unknown key 'quant.blok'."].expected
@@ -92,7 +92,7 @@ def test_every_file_that_a_recipe_builds_on_is_checked_at_once() -> None:
     Path("recipe/base.yaml").write_text("defaults: [dmeo, override /quant: mien]\nnmae: x\n")
     Path("quant/mine.yaml").write_text("defaults: [rtnn]\nbitz: 4\n")
     said = problems("recipe=recipe/top.yaml")
-    assert [item.found.partition(": ")[2] for item in said] == [
+    assert [item.headline.partition(": ")[2] for item in said] == [
         "Unknown recipe 'dmeo'.",
         "Unknown quant 'mien'.",
         "Unknown verify 'nonne'.",

@@ -107,7 +107,7 @@ def test_what_is_no_text_is_refused(folder: Path) -> None:
         lambda: runtime.render([{"role": "user", "content": "h\udce9llo"}]),
     ):
         (said,) = problems(call)
-        assert "character 2" in said and "UTF-8" in said
+        assert "Character 2" in said and "UTF-8" in said
 
 
 def test_numbers_have_bounds_and_are_finite() -> None:
