@@ -1,4 +1,4 @@
-"""`convert chat`: talk to a converted model in the terminal, streaming."""
+"""`convert chat FOLDER`: talk to a converted model in the terminal, streaming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`convert eval`: how far finished folders are from the float model that they were made from.
+"""`convert eval FOLDER…`: how far finished folders are from the float model.
 
 Mean KL divergence, its percentiles, agreement and perplexity, as llama.cpp's perplexity tool
 defines them. Each folder gets report/evaluate.json and report/kld.png; several folders made from

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.cli import compose
 from converter.errors import ConvertError, Problem, raise_if
-from converter.recipe.tree import EXPORT, RECIPE, SWEEP, Tree
+from converter.recipe.tree import EXPORT, MODEL, RECIPE, SWEEP, Tree
 from converter.recipe.validation import parse_recipe
 from converter.sweeps import summary, sweep
 from converter.sweeps.sweep import Job, SweepPlan
@@ -231,7 +231,7 @@ def _with_sweep_file(words: Sequence[str]) -> list[str]:
     named = [word.partition("=")[2] for word in words if word.startswith(f"{SWEEP}=")]
     others = [word for word in words if not word.startswith(f"{SWEEP}=")]
     keys = {word.partition("=")[0].lstrip("+") for word in others}
-    keys |= {RECIPE} if EXPORT in keys else set()
+    keys |= {RECIPE} if {MODEL, EXPORT} <= keys else set()
     found = [word for name in named for word in sweep_words(name, Tree())]
     return [word for word in found if word.partition("=")[0] not in keys] + others
 

@@ -1,4 +1,4 @@
-"""`convert synth`: write a seeded random checkpoint in published form, for benchmarks."""
+"""`convert synth FOLDER recipe=NAME …`: write a seeded random checkpoint."""
 
 from __future__ import annotations
 

@@ -177,6 +177,35 @@ def test_an_empty_place_is_a_problem_of_its_own(key: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "said", "remedy"),
+    [
+        (["model=internlm2_7b"], "model=internlm2_7b alone", "add export=NAME"),
+        (["export=cpu_int4"], "export=cpu_int4 alone", "add model=NAME"),
+        (["model=internlm2_7b", "export=cpu_int44"], "Unknown export", "write export=cpu_int4"),
+        (["model=internlm3_7b", "export=cpu_int4"], "Unknown model", "write model=internlm2_7b"),
+        (["recipe=internlm2_7b_cpu_in4"], "Unknown recipe", "write recipe=internlm2_7b_cpu_int4"),
+    ],
+    ids=str,
+)
+def test_what_is_missing_of_model_and_export_is_named(
+    words: list[str], said: str, remedy: str
+) -> None:
+    (problem,) = problems(*words)
+    assert said in problem.found and problem.remedy.startswith(remedy)
+
+
+def test_an_export_beside_a_recipe_changes_what_it_is_for() -> None:
+    recipe = compose_recipe(["recipe=demo", "export=cuda_bf16", "quant=rtn"])
+    assert (recipe.name, recipe.source.kind) == ("demo_cuda_bf16", "demo")
+    assert (recipe.target.float_type, recipe.quant.round) == ("bf16", "rtn")
+
+
+def test_a_mapping_sets_keys_of_a_slot() -> None:
+    quant = compose_values(["recipe=demo", "quant={bits: 8, block_size: 64}"])["quant"]
+    assert (quant["round"], quant["bits"], quant["block_size"]) == ("rtn", 8, 64)
+
+
 def test_remedies_can_be_typed() -> None:
     (said,) = problems("demo")
     assert said.remedy == "write recipe=demo"

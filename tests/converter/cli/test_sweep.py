@@ -129,6 +129,23 @@ def test_list_that_a_sweep_sets_is_one_value() -> None:
     assert words == ["benchmark.prompt_lengths=[16, 128]", "quant.bits=4,8"]
 
 
+def test_models_and_exports_can_be_swept_over() -> None:
+    words = ["model=internlm2_1_8b,internlm2_7b", "export=cpu_int4,cuda_fp16", "source=synthetic"]
+    jobs = sweep.plan_sweep(words).jobs
+    assert [job.values["name"] for job in jobs] == [
+        "internlm2_1_8b_cpu_int4",
+        "internlm2_1_8b_cuda_fp16",
+        "internlm2_7b_cpu_int4",
+        "internlm2_7b_cuda_fp16",
+    ]
+    named = sweep.plan_sweep(["recipe=internlm2_1_8b_cpu_int4,internlm2_1_8b_cuda_fp16"]).jobs
+    assert [job.values["name"] for job in named] == [job.values["name"] for job in jobs[:2]]
+    beside = sweep.plan_sweep(["sweep=block_size", "export=cpu_int4_best"]).jobs
+    assert {job.values["name"] for job in beside} == {"demo_cpu_int4_best"}
+    instead = sweep.plan_sweep(["sweep=block_size", "model=internlm2_7b", "export=cpu_int4"]).jobs
+    assert {job.values["name"] for job in instead} == {"internlm2_7b_cpu_int4"}
+
+
 def test_every_combination_is_composed_before_the_first_job() -> None:
     plan = plan_of("quant.block_size=16,32", "quant.symmetric=true,false")
     assert [tuple(job.settings.values()) for job in plan.jobs] == [

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from converter.cli import show
 from converter.cli.compose import compose_recipe, compose_values
 from converter.cli.list import parameters
 from converter.cli.main import main
+from converter.cli.verbs import VERBS, spelled
 from converter.recipe import tree
 from converter.recipe.tree import built_in, built_in_files, built_in_models
 
@@ -51,6 +53,53 @@ def test_what_must_feel_instant_imports_nothing_heavy(words: list[str]) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_is_a_module_of_its_name_that_gives_help(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = import_module(f"converter.cli.{verb.replace('-', '_')}")
+    assert str(module.__doc__).startswith(f"`convert {verb}")
+    assert f"`convert {verb}" in said(capsys, verb, "--help")
+    assert len(VERBS[verb]) <= 25
+
+
+@pytest.mark.parametrize("name", ["convert", "convert-genai"])
+def test_messages_and_help_use_the_name_of_the_call(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"/usr/bin/{name}"])
+    error = refused(capsys, "list", "nothing-like-this")
+    assert error.startswith(f"{name}: 1 problem\n") and f"next:     {name} list\n" in error
+    assert f"\n  {name} recipe=NAME" in said(capsys, "--help")
+    text = said(capsys, "bench", "--help")
+    assert text.startswith(f"usage: {name} bench") and f"`{name} bench FOLDER…`" in text
+    for shell, line in (
+        ("bash", f"_convert {name}\n"),
+        ("zsh", f"#compdef {name}\n"),
+        ("fish", f"complete -c {name} -n"),
+    ):
+        assert line in said(capsys, "completion", shell)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("run `convert check` or convert -m …", "run `convert-genai check` or convert-genai -m …"),
+        ("convert recipe=demo", "convert-genai recipe=demo"),
+        ("convert model=a export=b", "convert-genai model=a export=b"),
+        ("convert the model first", "convert the model first"),
+        ("/tmp/convert list", "/tmp/convert list"),
+        ("pip install convert-genai[cpu]", "pip install convert-genai[cpu]"),
+    ],
+)
+def test_only_commands_are_spelled_anew(
+    text: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert spelled(text) == text
+    monkeypatch.setattr(sys, "argv", ["convert-genai"])
+    assert spelled(text) == expected
 
 
 def test_list_has_models_exports_files_and_filters_by_all_words(
