@@ -20,7 +20,6 @@ from converter.recipe.tree import (
     EXPORT,
     MODEL,
     OWN,
-    PRIMARY,
     RECIPE,
     Piece,
     Tree,
@@ -41,6 +40,9 @@ from converter.recipe.validation import (
     schema_paths,
 )
 from converter.recipe.validation import unknown_key_problem as unknown_key
+
+COMPOSED = "composed"
+"""Name under which Hydra finds the files' values."""
 
 
 @dataclass(frozen=True)
@@ -355,10 +357,10 @@ def _compose(values: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    ConfigStore.instance().store(name=PRIMARY, node=dict(values))
+    ConfigStore.instance().store(name=COMPOSED, node=dict(values))
     try:
         with initialize(config_path=None, version_base="1.3"):
-            config = compose(PRIMARY, list(words))
+            config = compose(COMPOSED, list(words))
             found: Any = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConvertError(
