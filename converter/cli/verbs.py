@@ -4,18 +4,20 @@ The verb `olive-config` is the module `converter/cli/olive_config.py`. Its docst
 `arguments` declares its words and options, and `run` takes what was parsed and gives the exit code.
 A verb whose options no table can list has `run_words` instead, which takes the words as they are.
 
-Only the standard library is imported here: help and errors about the command line appear at once.
+Little is imported here, and a verb only when it runs: help and TAB appear at once.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
 
 COMMAND, SECOND_NAME = "convert", "convert-genai"
 """The command, and its second name where `convert` is another program's."""
@@ -53,6 +55,8 @@ def run_verb(verb: str, words: Sequence[str]) -> int:
     if hasattr(module, "run_words"):
         code: int = module.run_words(words)
         return code
+    from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
     parser = ArgumentParser(
         prog=f"{called_as()} {verb}",
         description=spelled(module.__doc__ or ""),
