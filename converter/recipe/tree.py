@@ -496,6 +496,9 @@ def check_files(label: str, tree: Mapping[str, bytes]) -> None:
 
 def unknown_choice(folder: str, choice: str) -> Problem:
     """The problem of an option that does not exist, with the nearest that do."""
+    if folder == RECIPE and not os.path.isfile(f"{choice}.yaml"):
+        for problem in _half_known(choice):
+            return problem
     near, among = _nearest(choice, choices(folder))
     remedy = f"write {folder}={near}, or run `convert list {folder}`"
     home = choice.rpartition("/")[0]
@@ -507,6 +510,28 @@ def unknown_choice(folder: str, choice: str) -> Problem:
     elif home != LOCAL and NAME.fullmatch(home) and home not in known_repositories():
         remedy = f"`convert repo add {home} URL`, or {remedy}"
     return Problem(f"Unknown {folder} {choice!r}.", among, remedy)
+
+
+def _half_known(name: str) -> Iterator[Problem]:
+    """The problem of a recipe's name of which only the model, or only the export, is known."""
+    models, exports = built_in_models(), built_in_files(EXPORT)
+    model = max((m for m in models if f"{name}_".startswith(f"{m}_")), key=len, default="")
+    export = max((e for e in exports if f"_{name}".endswith(f"_{e}")), key=len, default="")
+    if model:
+        rest = name.removeprefix(model).removeprefix("_")
+        pattern, example, kind, known = f"{model}_EXPORT", f"{model}_cpu_int4", EXPORT, exports
+    elif export:
+        rest = name.removesuffix(export).removesuffix("_")
+        pattern, example, kind, known = f"MODEL_{export}", f"internlm2_7b_{export}", MODEL, models
+    else:
+        return
+    if not nearest_names(rest, known):  # or else a whole name is near
+        missing = f"it has no {kind}" if not rest else f"there is no {kind} {rest!r}"
+        yield Problem(
+            f"Unknown recipe {name!r}: {missing}.",
+            f"{pattern}, such as {example}",
+            f"write recipe={example}, or run `convert list {kind}`",
+        )
 
 
 def _ambiguous(choice: str, found: Iterable[Pair]) -> Problem:
