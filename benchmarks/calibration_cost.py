@@ -127,7 +127,7 @@ def arithmetic(config: dict[str, Any], quant: str, tokens: int, speed: dict[str,
         rounding = sum(n * k * k for n, k in shapes) * 4
         factor = sum(k**3 / 3 for _, k in shapes)
         seconds += rounding / speed["fp32"] + factor / speed["cholesky"]
-    return seconds
+    return float(seconds)
 
 
 def compute() -> str:

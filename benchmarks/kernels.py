@@ -30,8 +30,8 @@ def model(bits: int, block_size: int, symmetric: bool) -> tuple[bytes, int]:
     random, blocks = np.random.default_rng(0), K // block_size
     nodes, values = [], []
     for number in range(MATRICES):
-        shape = (N, blocks, block_size * bits // 8)
-        arrays = {
+        shape: tuple[int, ...] = (N, blocks, block_size * bits // 8)
+        arrays: dict[str, np.ndarray] = {
             "codes": random.integers(0, 256, shape, dtype=np.uint8),
             "scales": random.random((N, blocks), dtype=np.float32),
         }
@@ -40,7 +40,8 @@ def model(bits: int, block_size: int, symmetric: bool) -> tuple[bytes, int]:
             arrays["zero_points"] = random.integers(0, 256, shape, dtype=np.uint8)
         values += [numpy_helper.from_array(a, f"{name}{number}") for name, a in arrays.items()]
         inputs = ["x", *(f"{name}{number}" for name in arrays)]
-        sizes = {"K": K, "N": N, "bits": bits, "block_size": block_size, "accuracy_level": 4}
+        sizes: dict[str, Any] = {"K": K, "N": N, "bits": bits, "block_size": block_size}
+        sizes["accuracy_level"] = 4
         nodes.append(
             helper.make_node("MatMulNBits", inputs, [f"y{number}"], domain="com.microsoft", **sizes)
         )

@@ -33,7 +33,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -339,7 +339,9 @@ def main() -> None:
         if arguments.book is None:
             parser.error("the group budgets needs --book")
         write_texts(arguments)
-    jobs = {name: (measure, words) for name, words in rows(arguments).items()}
+    jobs: dict[str, tuple[Callable[[Any, argparse.Namespace], dict[str, Any]], Any]] = {
+        name: (measure, words) for name, words in rows(arguments).items()
+    }
     if "builder" in arguments.groups:
         jobs["genai builder int4"] = (measure_builder, "")
     if "llama" in arguments.groups and arguments.llama:

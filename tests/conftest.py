@@ -96,12 +96,11 @@ def tiny_checkpoint(tmp_path: Path, make_recipe: Callable[..., Any]) -> Callable
 @pytest.fixture
 def synthetic_biases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let synthetic checkpoints hold the biases of wqkv and wo; for configs with bias=True."""
+    from converter.model.decoder import published_shapes
     from converter.sources import synthetic
 
-    plain = synthetic.published_shapes
-
     def with_biases(layout: Any, arch: Any) -> dict[str, tuple[int, ...]]:
-        found = plain(layout, arch)
+        found = published_shapes(layout, arch)
         rows = {n: s[0] for n, s in found.items() if n.endswith(("wqkv.weight", "wo.weight"))}
         return found | {n.replace("weight", "bias"): (r,) for n, r in rows.items()}
 

@@ -93,7 +93,8 @@ def full_forward(llama: Any, chunks: EvaluationChunks) -> torch.Tensor:
     """float64 log-probabilities (chunk, scored position, vocab) of one ordinary forward."""
     with torch.no_grad():
         logits = llama(torch.from_numpy(chunks.input_ids)).logits
-    return logits[:, FIRST:127].double().log_softmax(-1)
+    scored: torch.Tensor = logits[:, FIRST:127].double().log_softmax(-1)
+    return scored
 
 
 def runtime_logits(folder: Path, chunks: EvaluationChunks) -> torch.Tensor:

@@ -36,19 +36,8 @@ def test_logits_equal_transformers(
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_biases_are_permuted_with_their_rows(
-    build: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from converter.sources import synthetic
-
-    shapes = synthetic.published_shapes
-
-    def with_biases(layout: Any, arch: Any) -> dict[str, tuple[int, ...]]:
-        found = shapes(layout, arch)
-        rows = {n: s[0] for n, s in found.items() if "attention.w" in n}
-        return found | {n.replace("weight", "bias"): (r,) for n, r in rows.items()}
-
-    monkeypatch.setattr(synthetic, "published_shapes", with_biases)
+@pytest.mark.usefixtures("synthetic_biases")
+def test_biases_are_permuted_with_their_rows(build: Callable[..., Any], tmp_path: Path) -> None:
     graph = build(bias=True)
     ids = torch.arange(30)[None]
     with torch.no_grad():

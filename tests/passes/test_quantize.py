@@ -19,7 +19,8 @@ oracle = pytest.importorskip("onnxruntime.capi._pybind_state")
 
 
 def initializer(model: Any, name: str) -> np.ndarray:
-    return model.graph.initializers[name].const_value.numpy()
+    array: np.ndarray = model.graph.initializers[name].const_value.numpy()
+    return array
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,8 @@ def test_codes_equal_onnxruntimes_quantizer(
             columns,
             symmetric,
         )
-        expected = [codes, scales.reshape(count, blocks), *([] if symmetric else [zero_points])]
+        expected: list[np.ndarray] = [codes, scales.reshape(count, blocks)]
+        expected += [] if symmetric else [zero_points]
         for name, array in zip(names, expected, strict=True):
             assert initializer(graph.model, name).tobytes() == array.tobytes(), name
 

@@ -110,7 +110,7 @@ def test_mixed_precision_keeps_its_size(tmp_path: Path) -> None:
     model = ir.load(tmp_path / "mixed" / "model.onnx")
     caches = {"cos_cache", "sin_cache"}
     values = model.graph.initializers.items()
-    sizes = [value.const_value.nbytes for name, value in values if name not in caches]
+    sizes = [v.const_value.nbytes for name, v in values if v.const_value and name not in caches]
     assert 0.85e6 < sum(sizes) < 0.9e6 + 500  # a few constants are no weights
     bits = {n.attributes["bits"].value for n in model.graph if n.op_type == "MatMulNBits"}
     assert bits == {4, 8}

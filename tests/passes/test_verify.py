@@ -23,7 +23,8 @@ def convert(recipe: Any, output: Path, *between: Pass[Any, Any]) -> dict[str, An
     *before, verify = make_passes(["load", "layout", "graph", "quantize", "package", "verify"])
     run_recipe(recipe, [*before, *between, verify])
     lock: dict[str, Any] = json.loads((output / "convert.lock.json").read_text())
-    return lock["facts"]["verify"]
+    facts: dict[str, Any] = lock["facts"]["verify"]
+    return facts
 
 
 @pytest.mark.parametrize(

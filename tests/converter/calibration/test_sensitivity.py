@@ -47,7 +47,11 @@ def rounded_by_onnxruntime(x: torch.Tensor, block_size: int) -> torch.Tensor:
         ["x", "codes", "scales"],
         ["y"],
         domain="com.microsoft",
-        **{"K": size, "N": size, "bits": 8, "block_size": block_size, "accuracy_level": 4},
+        K=size,
+        N=size,
+        bits=8,
+        block_size=block_size,
+        accuracy_level=4,
     )
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["t", size]) for n in ("x", "y")]
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]

@@ -84,7 +84,12 @@ def test_variants_share_them(
 ) -> None:
     cache, loaded = Cache(tmp_path), list[int]()
     layer = Reference.layer
-    monkeypatch.setattr(Reference, "layer", lambda self, n: loaded.append(n) or layer(self, n))
+
+    def noted(self: Reference, index: int) -> Any:
+        loaded.append(index)
+        return layer(self, index)
+
+    monkeypatch.setattr(Reference, "layer", noted)
     calibrate(make_recipe("quant=gptq", *FLOAT), decoder, cache, nothing)
     assert loaded == [0, 1]
     for words in (["quant=gptq", "quant.block_size=16"], ["quant=awq"], ["quant=search"]):

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import CONVERT, TINY
@@ -16,10 +17,10 @@ from command import CONVERT, TINY
 from converter.cli.verbs import VERBS
 
 
-def run(*words: str, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
+def run(*words: str, cwd: Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*CONVERT, *words], cwd=cwd, capture_output=True, text=True, timeout=300, **kwargs
-    )  # type: ignore[call-overload, no-any-return]
+    )
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
@@ -115,11 +116,21 @@ def test_a_checkpoint_written_by_synth_converts(tmp_path: Path) -> None:
     assert (tmp_path / "out" / data).read_bytes() == (tmp_path / "lazy" / data).read_bytes()
 
 
+def hear_interrupts() -> None:
+    """A shell's background jobs ignore SIGINT, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def slow_run(tmp_path: Path) -> subprocess.Popen[str]:
     """A conversion long enough to be stopped, once its temporary folder is there."""
     words = [*TINY, "model.config.vocab_size=400000", "model.config.hidden_size=512", "output=out"]
     process = subprocess.Popen(
-        [*CONVERT, *words], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*CONVERT, *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interrupts,
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".out.tmp-*/model.onnx.data")):
@@ -183,12 +194,11 @@ def test_a_disk_that_fills_up_midway(tmp_path: Path, monkeypatch: pytest.MonkeyP
     import errno
 
     from converter.cli.main import main
-    from converter.output import model_writer
 
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(model_writer.os, "pwrite", full)
+    monkeypatch.setattr(os, "pwrite", full)
     assert main([*TINY, f"output={tmp_path}/out"]) == 1
     assert list(tmp_path.iterdir()) == []
 

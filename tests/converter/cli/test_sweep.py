@@ -207,7 +207,7 @@ def test_killed_at_ten_random_moments_and_restarted(tmp_path: Path) -> None:
     words = ["quant.block_size=32,16", "quant.symmetric=true,false"]
     expected_run = run([*words, "output=expected"], tmp_path)
     assert expected_run.returncode == 0, expected_run.stderr
-    source, done_before = random.Random(6), set()
+    source, done_before = random.Random(6), set[str]()
     command = [*CONVERT, "-m", *TINY, *words, "output=killed"]
     for _ in range(10):
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)

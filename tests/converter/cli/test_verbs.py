@@ -288,8 +288,10 @@ def test_cache_verbs(
     from converter.storage.cache import Cache
 
     monkeypatch.setenv("CONVERT_CACHE", str(tmp_path / "cache"))
-    Cache(tmp_path / "cache").get_or_make(
-        {"pass": "x"}, lambda f: (f / "a").write_text("b") and None
-    )
+
+    def make(folder: Path) -> None:
+        (folder / "a").write_text("b")
+
+    Cache(tmp_path / "cache").get_or_make({"pass": "x"}, make)
     assert "1 entries" in said(capsys, "cache", "list")
     assert "0 of 1" in said(capsys, "cache", "clear")  # used a moment ago

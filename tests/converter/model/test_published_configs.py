@@ -226,7 +226,7 @@ def test_a_config_that_transformers_5_saved_reads_the_same(name: str, tmp_path: 
 
 
 def test_every_form_of_rope_reads_the_same() -> None:
-    forms = [
+    forms: list[dict[str, Any]] = [
         {"rope_theta": 5e7, "rope_scaling": {"type": "dynamic", "factor": 2.5}},
         {
             "rope_theta": 5e7,
@@ -237,7 +237,7 @@ def test_every_form_of_rope_reads_the_same() -> None:
         {"rotary": {"base": 5e7, "type": "dynamic", "scaling_factor": 2.5}},
     ]
     assert len({read_rope(form)[0] for form in forms}) == 1
-    plain = [
+    plain: list[dict[str, Any]] = [
         {"rope_theta": 1e6, "rope_scaling": None},
         {"rope_theta": 1e6},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},

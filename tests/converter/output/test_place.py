@@ -68,11 +68,12 @@ def test_places_of_the_user_are_not_overwritten(
     inner.mkdir(parents=True)
     (tmp_path / "out" / LOCK).write_text("{}")
     recipe = Recipe(output=str(tmp_path / "out"), overwrite=True)
-    for enter, named in (
+    ways: tuple[tuple[Callable[[], None], str], ...] = (
         (lambda: monkeypatch.chdir(inner), "the folder you work in"),
         (lambda: monkeypatch.setenv("HOME", str(inner)), "your home folder"),
         (lambda: monkeypatch.setenv(FOLDER_VARIABLE, str(inner)), "the cache"),
-    ):
+    )
+    for enter, named in ways:
         enter()
         (problem,) = found(recipe)
         assert named in problem

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from converter.cli.compose import compose_recipe
@@ -65,12 +67,11 @@ def test_the_stated_cpu_float_types_are_the_runtimes() -> None:
 
 @pytest.mark.parametrize("provider", list(PROVIDERS))
 def test_every_providers_float_types_have_a_possible_recipe(provider: str) -> None:
-    form = {"dml": {"packed_qkv": False, "rotary_in_attention": False, "position_ids": True}}
-    norm = {"NvTensorRtRtx": {"fused_norm": False}}
+    forms: dict[str, dict[str, Any]] = {
+        "dml": {"packed_qkv": False, "rotary_in_attention": False, "position_ids": True},
+        "NvTensorRtRtx": {"fused_norm": False},
+    }
     for float_type in float_types(provider):
-        target = TargetConfig(
-            execution_provider=provider,  # type: ignore[arg-type]
-            float_type=float_type,  # type: ignore[arg-type]
-            **(form.get(provider, {}) | norm.get(provider, {})),  # type: ignore[arg-type]
-        )
+        values: dict[str, Any] = {"execution_provider": provider, "float_type": float_type}
+        target = TargetConfig(**values, **forms.get(provider, {}))
         assert list(target_problems(target, QuantConfig())) == []

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -68,7 +68,7 @@ def point_to(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
-def as_torch_files(hub: Hub, state: dict[str, object]) -> Path:
+def as_torch_files(hub: Hub, state: Mapping[str, object]) -> Path:
     """Replace the repository's weights by .bin files; gives the folder."""
     folder = hub.commits[FIRST]
     for path in folder.glob("model*"):

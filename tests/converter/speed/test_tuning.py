@@ -39,7 +39,7 @@ def fake_machine(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Any], float
 def test_the_fastest_of_every_setting_is_found(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def seconds(config: Any) -> float:
+    def seconds(config: Any) -> Any:
         options = config["model"]["decoder"]["session_options"]
         chunk = config["search"].get("chunk_size", 1000)
         spinning = options.get("session.intra_op.allow_spinning", "1")
@@ -56,7 +56,7 @@ def test_the_fastest_of_every_setting_is_found(
 
 
 def test_noise_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def seconds(config: Any) -> float:
+    def seconds(config: Any) -> Any:
         return 10 - 0.01 * config["model"]["decoder"]["session_options"]["intra_op_num_threads"]
 
     fake_machine(monkeypatch, seconds)
@@ -73,7 +73,7 @@ def test_one_trial_of_each_combination(folder: Path, monkeypatch: pytest.MonkeyP
 def test_the_pass_writes_settings_that_load_and_their_hash(
     make_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def seconds(config: Any) -> float:
+    def seconds(config: Any) -> Any:
         return 1.0 if config["search"].get("chunk_size") == 128 else 2.0
 
     fake_machine(monkeypatch, seconds)

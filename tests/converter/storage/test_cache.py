@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
 import time
 from pathlib import Path
 
@@ -105,7 +104,7 @@ def test_waiter_takes_over_from_a_killed_maker(tmp_path: Path) -> None:
     maker = SPAWN.Process(target=make_slowly, args=(str(root), str(log), 600.0))
     maker.start()
     wait_until(lambda: any(root.glob("temporary/*/half.txt")))
-    os.kill(maker.pid, signal.SIGKILL)
+    maker.kill()
     maker.join()
     cache = Cache(root)
     assert cache.find(KEY) is None and len(leftovers(root)) == 2
@@ -133,9 +132,12 @@ def test_lock_of_another_machine_is_taken_over_only_when_it_is_not_renewed(tmp_p
             return super()._find(name)
 
     made_at = []
-    Renewed(tmp_path, stale_seconds=0.3).get_or_make(
-        KEY, lambda folder: (made_at.append(time.monotonic()), fill(folder))[1]
-    )
+
+    def make(folder: Path) -> None:
+        made_at.append(time.monotonic())
+        fill(folder)
+
+    Renewed(tmp_path, stale_seconds=0.3).get_or_make(KEY, make)
     assert made_at[0] >= end and renewals > 2
 
 
@@ -166,10 +168,13 @@ def test_unwritable_cache_says_what_to_set(tmp_path: Path) -> None:
 def test_file_hash_is_remembered_until_the_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, calls = tmp_path / "model.safetensors", []
-    monkeypatch.setattr(
-        "converter.storage.cache.hash_file", lambda p: calls.append(p) or hash_file(p)
-    )
+    source, calls = tmp_path / "model.safetensors", list[Path]()
+
+    def counted(path: Path) -> str:
+        calls.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr("converter.storage.cache.hash_file", counted)
     source.write_text("one")
     os.utime(source, (1000, 1000))
     cache = Cache(tmp_path / "cache")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import blake3
 import pytest
@@ -27,9 +28,12 @@ def test_hashing_ahead_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
         path.write_text(path.name)
     read: list[Path] = []
     plain = hashing._hash
-    monkeypatch.setattr(
-        hashing, "_hash", lambda path, *rest: read.append(path) or plain(path, *rest)
-    )
+
+    def noted(path: Path, *rest: Any) -> str:
+        read.append(path)
+        return plain(path, *rest)
+
+    monkeypatch.setattr(hashing, "_hash", noted)
     with hashing_ahead(paths):
         found = [hash_file(path) for path in (*paths, *paths)]
     expected = [blake3.blake3(path.read_bytes()).hexdigest() for path in paths]

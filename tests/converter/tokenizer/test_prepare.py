@@ -45,8 +45,9 @@ def train(**options: Any) -> bytes:
         "normalization_rule_name": "identity",
         "minloglevel": 2,
     }
+    every: dict[str, Any] = settings | options
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences()), model_writer=writer, **(settings | options)
+        sentence_iterator=iter(sentences()), model_writer=writer, **every
     )
     return writer.getvalue()
 

@@ -141,7 +141,7 @@ def hard_strings(pieces: Sequence[str], count: int = 20_000) -> list[str]:
         left, right = rng.choices(plain, k=2)
         return "".join(rng.choices([left, right, *left, *right], k=rng.randint(2, 30)))
 
-    makers = [
+    makers: list[Callable[[], str]] = [
         lambda: "".join(rng.choices(rng.sample(HARD, rng.randint(2, 6)), k=rng.randint(1, 40))),
         lambda: "".join(rng.choices(HARD, k=rng.randint(1, 40))),
         lambda: "".join(rng.choices(plain, k=rng.randint(1, 10))),
