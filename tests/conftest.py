@@ -8,29 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import TINY_SIZES
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-TINY = {
+TINY_CONFIG = {
     "architectures": ["InternLM2ForCausalLM"],
     "bias": False,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "hidden_act": "silu",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "max_position_embeddings": 128,
     "model_type": "internlm2",
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
     "pad_token_id": 2,
     "rms_norm_eps": 1e-5,
     "rope_scaling": None,
     "rope_theta": 10000,
     "tie_word_embeddings": False,
-    "vocab_size": 160,
+    **TINY_SIZES,
 }
 
 
@@ -52,7 +47,7 @@ def make_recipe() -> Callable[..., Any]:
         base = ["recipe=internlm2_1_8b_cpu_fp32", "source=synthetic", "source.dtype=float32"]
         base += ["graph.last_token_logits=false", "verify=none"]
         values = compose_values([*base, *words])
-        values["model"]["config"] = TINY | config
+        values["model"]["config"] = TINY_CONFIG | config
         return parse_recipe(values)
 
     return make

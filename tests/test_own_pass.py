@@ -14,16 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from command import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "docs" / "examples" / "own_pass"
-TINY = [
-    "recipe=internlm2_1_8b_cpu_fp32", "source=synthetic", "verify=none",
-    "model.config.num_hidden_layers=1", "model.config.vocab_size=256",
-    "model.config.hidden_size=64", "model.config.intermediate_size=64",
-    "model.config.num_attention_heads=2", "model.config.num_key_value_heads=1",
-    "model.config.max_position_embeddings=32",
-]  # fmt: skip
+TINY = tiny("internlm2_1_8b_cpu_fp32")
 WITH_CARD = "passes=[load,layout,graph,quantize,package,card]"
 
 

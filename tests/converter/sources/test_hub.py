@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import tiny
 from hub_server import Hub, serve
 from huggingface_hub import constants
 
@@ -26,18 +27,7 @@ from converter.weights.weight import Weight
 
 REPO = "some-lab/tiny-internlm2"
 FIRST, SECOND = "1" * 40, "2" * 40
-TINY = [
-    "recipe=internlm2_1_8b_cpu_fp32",
-    "source=synthetic",
-    "model.config.num_hidden_layers=2",
-    "model.config.hidden_size=64",
-    "model.config.intermediate_size=96",
-    "model.config.num_attention_heads=4",
-    "model.config.num_key_value_heads=2",
-    "model.config.vocab_size=160",
-    "model.config.max_position_embeddings=128",
-]
-RECIPE = compose_recipe(TINY)
+RECIPE = compose_recipe(tiny("internlm2_1_8b_cpu_fp32"))
 SHARD = "model-00001-of-00001.safetensors"
 
 
