@@ -13,6 +13,7 @@ from command import TINY_SIZES
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+DEMO = Path(__file__).resolve().parents[1] / "converter" / "data" / "demo"
 TINY_CONFIG = {
     "architectures": ["InternLM2ForCausalLM"],
     "bias": False,
@@ -35,6 +36,19 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONVERT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def demo_decoder() -> Any:
+    """The demo model in canonical terms: trained weights, and a tokenizer."""
+    from converter.cli.compose import compose_recipe
+    from converter.model.architecture import read_architecture
+    from converter.model.decoder import build_decoder
+    from converter.sources.local import open_local
+
+    checkpoint = open_local(DEMO)
+    layout = compose_recipe(["recipe=demo"]).layout
+    return build_decoder(checkpoint, layout, read_architecture(checkpoint.config))
 
 
 @pytest.fixture
