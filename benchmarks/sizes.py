@@ -2,7 +2,7 @@
 
     python benchmarks/sizes.py [--share 0.8] [--bandwidth GB/s …]
 
-Prints the table of docs/choosing.md. Folder sizes are exact but for tokenizer and graph (about
+Prints the table of docs/guide/choosing.md. Folder sizes are exact but for tokenizer and graph (some
 7 MB). Memory and tokens per second are estimates; their arithmetic stands under the table.
 """
 

@@ -1,4 +1,4 @@
-"""Writes docs/passes.md from the code: `python scripts/reference.py`."""
+"""Writes docs/reference/passes.md from the code: `python scripts/reference.py`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from converter.engine.registry import load_pass
 from converter.recipe.guest_slots import recipe_schema
 from converter.recipe.tree import PRIMARY, built_in_values
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "passes.md"
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reference" / "passes.md"
 HEAD = """# Passes
 
 Generated from the code by `python scripts/reference.py`; a test compares. Each pass takes one
-artifact and gives the next. A recipe's key `passes` says which passes run, and in which order. A
-pass of your own: [own_pass.md](own_pass.md).
+artifact and gives the next. A recipe's key `passes` says which passes run, and in which order. See
+also [a pass of your own](../guide/own_pass.md).
 """
 
 
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def document() -> str:
-    """The whole text of docs/passes.md."""
+    """The whole text of docs/reference/passes.md."""
     passes = [load_pass(name) for name in built_in_values(f"{PRIMARY}.yaml")["passes"]]
     first = {item.slot: item.name for item in reversed(passes)}
     sections = (line for item in passes for line in _section(item, first[item.slot]))

@@ -1,4 +1,4 @@
-"""The worked example of docs/own_pass.md, installed into an environment of its own."""
+"""The worked example of docs/guide/own_pass.md, installed into an environment of its own."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_broken_package_stops_only_recipes_that_use_it(
 
 
 def test_the_documentation_shows_the_files_as_they_are() -> None:
-    text = (ROOT / "docs" / "own_pass.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guide" / "own_pass.md").read_text(encoding="utf-8")
     shown = dict(re.findall(r"`(examples/own_pass/\S+)`:\n\n```\w+\n(.*?)```", text, re.DOTALL))
     assert len(shown) == 3
     for name, content in shown.items():

@@ -48,6 +48,7 @@ def _dispatch(words: Sequence[str]) -> int:
         from converter import __version__
 
         return _print(__version__)
+    _check_system()
     if word not in SWEEPS:
         _check_verb(words)
     if asks:
@@ -63,6 +64,21 @@ def _asks_for_help(words: Sequence[str]) -> bool:
     """Whether help stands among the words; what follows `--` is not meant for this command."""
     end = list(words).index("--") if "--" in words else len(words)
     return any(word in HELP for word in words[:end])
+
+
+def _check_system() -> None:
+    """Refuse a system without reads and writes by position, before anything is converted."""
+    missing = [name for name in ("preadv", "pwrite") if not hasattr(os, name)]
+    if missing or sys.platform == "win32":
+        from converter.errors import ConvertError, Problem
+
+        raise ConvertError(
+            Problem(
+                f"This system ({sys.platform}) lacks {' and '.join(missing) or 'POSIX files'}.",
+                "Linux or macOS; the folder that is written there runs on Windows too",
+                "run the command in WSL, in a container or on another machine",
+            )
+        )
 
 
 def _print(text: str) -> int:

@@ -135,7 +135,7 @@ def plan_problems(passes: Sequence[PlannedPass], recipe: Recipe) -> Iterator[Pro
                     f"{key} reaches outside of the recipe.",
                     "settings that run, read and write nothing but the model",
                     f"remove {key}; code of your own belongs in a pass of your own "
-                    "(docs/own_pass.md)",
+                    "(docs/guide/own_pass.md)",
                     where=item.label,
                 )
         yield from _breakage(item, passes[number + 1 :], recipe)

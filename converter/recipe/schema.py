@@ -94,7 +94,7 @@ class MatrixQuantConfig:
 
 @dataclass
 class QuantConfig:
-    """Block-wise weight quantization; docs/quantization.md compares the schemes."""
+    """Block-wise weight quantization; docs/measurements/quantization.md compares the schemes."""
 
     smooth: Literal["none", "awq"] = "none"
     """Scales per input channel, folded into the norm or the rows before, that protect weights."""

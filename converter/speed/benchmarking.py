@@ -298,7 +298,7 @@ def _worker(asked: Mapping[str, Any], folder: Path) -> Any:
             Problem(
                 f"Measuring {folder.name} failed: {lines[-1]}",
                 "a folder whose execution provider this machine has, and memory for it",
-                "see docs/choosing.md, or convert for target=cpu",
+                "see docs/guide/choosing.md, or convert for target=cpu",
             )
         )
     return json.loads(done.stdout.strip().splitlines()[-1])
