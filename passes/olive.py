@@ -21,6 +21,7 @@ from converter.model.decoder import Decoder
 from converter.olive.agreement import Agreement, compare, raise_if_different
 from converter.olive.candidate import interface_problems, make_candidate, take_place
 from converter.olive.config import PlannedPass, plan_problems, planned_passes
+from converter.olive.evaluation import evaluation_rows
 from converter.olive.process import (
     check_passes,
     installation_problem,
@@ -31,15 +32,10 @@ from converter.olive.process import (
 from converter.output.package import Package
 from converter.progress import format_bytes
 from converter.recipe.schema import Recipe
-from converter.runtime.cpu_folder import cpu_copy
 from converter.runtime.session import missing_runtime
-from converter.text.texts import BUILTIN, evaluation_chunks, load_text
 
 FULL_LOGITS = "full_logits.onnx"
 """Stands beside the data file while Olive measures: onnx refuses data behind links."""
-
-EVALUATION_TOKENS, EVALUATION_CHUNKS = 128, 4
-"""Built-in text for Olive's perplexity: the same tokens for every model with one tokenizer."""
 
 
 class Olive(Pass[Package, Package]):
@@ -115,7 +111,7 @@ def _measure(package: Package, run: Run, scratch: Path) -> dict[str, float]:
     files: dict[str, str] = {
         name: FULL_LOGITS if name == "perplexity" else MODEL_FILE for name in olive.evaluate
     }
-    rows = _evaluation_rows(package, scratch) if "perplexity" in files else []
+    rows = evaluation_rows(package.folder, scratch) if "perplexity" in files else []
     try:
         if rows:
             full.write_bytes(full_logits_model(package.folder))
@@ -126,27 +122,3 @@ def _measure(package: Package, run: Run, scratch: Path) -> dict[str, float]:
 
 def _teller(run: Run) -> Callable[[str], None]:
     return lambda line: run.progress.message(f"  olive: {line}")
-
-
-def _evaluation_rows(package: Package, scratch: Path) -> list[list[int]]:
-    """Rows of equal length: the built-in evaluation text in the package's tokens."""
-    import onnxruntime_genai as og
-
-    if not (package.folder / "tokenizer.json").is_file():
-        raise ConvertError(
-            Problem(
-                "olive.evaluate asks for perplexity, and the folder has no tokenizer.",
-                "a source with a tokenizer, to turn text into tokens",
-                "remove perplexity from olive.evaluate",
-            )
-        )
-    with TemporaryDirectory(dir=scratch) as name:
-        tokenizer = og.Tokenizer(og.Model(str(cpu_copy(package.folder, Path(name)))))
-        chunks = evaluation_chunks(
-            load_text(BUILTIN, half="evaluation"),
-            tokenizer.encode,
-            n_ctx=EVALUATION_TOKENS,
-            max_chunks=EVALUATION_CHUNKS,
-        )
-    rows: list[list[int]] = chunks.input_ids.tolist()
-    return rows

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import platform
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from converter import __version__
 from converter.engine.contract import Done, Pass, Run
 from converter.errors import ConvertError, Problem
 from converter.graph.graph import Graph
@@ -20,6 +16,7 @@ from converter.graph.tensors import model_weights
 from converter.machine.disk import RESULT, Room
 from converter.model.decoder import Decoder
 from converter.output.genai_config import TokenIds, genai_config
+from converter.output.lock import lock_entries, resolved_recipe
 from converter.output.model_writer import write_model
 from converter.output.package import Package
 from converter.output.place import output_folder
@@ -28,11 +25,6 @@ from converter.recipe.schema import Recipe
 from converter.storage.hashing import file_entries
 from converter.storage.staging import RECIPE_FILE
 from converter.tokenizer import TokenizerFiles, prepare_tokenizer
-
-VERSIONED = ("numpy", "onnx-ir", "onnxruntime-genai", "sentencepiece", "tokenizers", "torch")
-"""Packages whose version can change a result; the lock file records them."""
-NOT_IN_RESULT = ("output", "overwrite", "threads")
-"""Keys of a recipe that do not change what comes out."""
 
 
 class MakePackage(Pass[Graph, Package]):
@@ -74,7 +66,7 @@ class MakePackage(Pass[Graph, Package]):
             sources = pool.submit(file_entries, checkpoint.files, recipe.threads)
             tokenizer = self._tokenizer(artifact, run)
             write_model(artifact.model, folder, recipe.threads, run.progress.advance)
-            run.staging.lock |= _lock(artifact, run, sources.result())
+            run.staging.lock |= lock_entries(recipe.name, checkpoint, sources.result())
         tokens = _token_ids(checkpoint.config, tokenizer)
         arch, length = artifact.decoder.architecture, artifact.context_length
         config = genai_config(arch, length, recipe.target, tokens, checkpoint.generation_config)
@@ -108,15 +100,6 @@ def _tokenizer_of(decoder: Decoder) -> TokenizerFiles | None:
     return prepare_tokenizer(checkpoint.folder, decoder.architecture.vocab_size)
 
 
-def resolved_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, complete, without the keys that do not change the result."""
-    import yaml
-
-    values = dataclasses.asdict(recipe)
-    kept = {key: value for key, value in values.items() if key not in NOT_IN_RESULT}
-    return str(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
-
-
 def smallest_size(recipe: Recipe, decoder: Decoder) -> int:
     """A lower bound of the result's bytes, from shapes alone."""
     bits = {"fp32": 32, "fp16": 16, "bf16": 16}[recipe.target.float_type]
@@ -134,24 +117,6 @@ def _token_ids(config: Mapping[str, Any], tokenizer: TokenizerFiles | None) -> T
     eos = config.get("eos_token_id", 2)
     ids = tuple(eos) if isinstance(eos, list) else (eos,)
     return TokenIds(bos, ids, config.get("pad_token_id") or ids[0])
-
-
-def _lock(graph: Graph, run: Run, sources: Mapping[str, Any]) -> dict[str, Any]:
-    checkpoint = graph.decoder.checkpoint
-    versions = {name: metadata.version(name) for name in VERSIONED if _installed(name)}
-    return {
-        "recipe": run.recipe.name,
-        "versions": {"convert": __version__, "python": platform.python_version(), **versions},
-        "source": {**checkpoint.origin, "files": sources},
-    }
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

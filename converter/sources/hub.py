@@ -293,7 +293,13 @@ def _expected_tensors(
 
 def _not_here(label: str, shape: tuple[int, ...], dtype: torch.dtype) -> Weight:
     def compute(start: int, stop: int) -> torch.Tensor:
-        raise ConvertError(Problem(f"{label} was not fetched.", "weights on this machine", "run"))
+        raise ConvertError(
+            Problem(
+                f"{label} was not fetched.",
+                "weights on this machine",
+                "run the conversion, which fetches them",
+            )
+        )
 
     return ComputedWeight(shape, dtype, compute, label)
 

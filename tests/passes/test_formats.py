@@ -15,7 +15,8 @@ from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.speed import tuning
 from converter.speed.benchmarking import run_once
-from passes.formats import ChooseFormats, write_variant
+from converter.speed.formats import write_variant
+from passes.formats import ChooseFormats
 
 ALL = ["load", "layout", "graph", "formats", "quantize", "package", "tune", "verify"]
 OPEN = ["quant=rtn", "tune=standard", "target.threads=2", "verify=standard"]

@@ -17,9 +17,10 @@ from converter.graph.formats import quantized_bytes
 from converter.graph.tensors import model_weights
 from converter.machine.disk import Room, room_problems
 from converter.recipe.schema import Recipe
+from converter.speed.formats import choices, variant_bytes
 from converter.storage.cache import FOLDER_VARIABLE, Cache
 from converter.weights.spill import Spill
-from passes.formats import ChooseFormats, variant_bytes
+from passes.formats import ChooseFormats
 
 CALIBRATION = ["calibration.tokens=256", "calibration.sequence_length=32"]
 
@@ -165,8 +166,9 @@ def test_variants_of_one_setting_lie_on_the_disk_together(
 ) -> None:
     decoder = build().decoder
     both = ["tune=standard", "tune.block_sizes=[16]", "tune.head_bits=[8]"]
-    one = variant_bytes(make_recipe("quant=rtn", *both[:2]), decoder)
-    two = variant_bytes(make_recipe("quant=rtn", *both), decoder)
+    recipe = make_recipe("quant=rtn")
+    one = variant_bytes(recipe, decoder, choices(recipe.quant, [16], []))
+    two = variant_bytes(recipe, decoder, choices(recipe.quant, [16], [8]))
     recipe = make_recipe("quant=rtn", *both[:2])
     (room,) = ChooseFormats().disk(recipe, decoder)
     assert room.nbytes == one <= two

@@ -35,7 +35,7 @@ def test_no_candidate_of_a_symmetric_search_is_better(seed: int, bits: int) -> N
         weight, given = values[row, block], importance[block]
         bottom, top = weight.min(), weight.max()
         spanning = (bottom if -bottom >= top else top) / -half
-        found = loss(weight, given, scales[row, block], half, 2 * half - 1)
+        found = loss(weight, given, float(scales[row, block]), half, 2 * half - 1)
         for candidate in (spanning * shrink * sign for shrink in SHRINKS for sign in (1, -1)):
             assert found <= loss(weight, given, candidate, half, 2 * half - 1) * 1.01 + 1e-9
 
@@ -51,7 +51,7 @@ def test_no_candidate_of_an_asymmetric_search_is_better(seed: int, bits: int) ->
     for row, block in np.ndindex(*scales.shape):
         weight, given = values[row, block], importance[block]
         bottom, top = min(weight.min(), 0), max(weight.max(), 0)
-        found = loss(weight, given, scales[row, block], zeros[row, block], levels)
+        found = loss(weight, given, float(scales[row, block]), float(zeros[row, block]), levels)
         for shrink in SHRINKS:
             scale = (top - bottom) * shrink / levels
             base = np.rint(levels / 2 - (top + bottom) / 2 / scale)
