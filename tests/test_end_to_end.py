@@ -13,6 +13,8 @@ from converter.cli.main import main
 from converter.sources.local import open_local
 from passes.load import demo_folder
 
+pytestmark = pytest.mark.slow
+
 og = pytest.importorskip("onnxruntime_genai")
 
 PROMPT = "Once upon a time"

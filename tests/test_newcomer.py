@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    find_spec("onnxruntime_genai") is None, reason="onnxruntime-genai is not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("onnxruntime_genai") is None, reason="onnxruntime-genai is not installed"
+    ),
+]
 
 
 def convert(folder: Path, line: str, *more: str) -> str:

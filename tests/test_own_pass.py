@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from command import tiny
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "docs" / "examples" / "own_pass"
 TINY = tiny("internlm2_1_8b_cpu_fp32")

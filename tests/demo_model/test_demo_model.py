@@ -211,6 +211,7 @@ def test_the_chat_template_encodes_as_the_training_chats(encoder: Encoder) -> No
     assert ids == encoder.encode(chat)
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_is_low(model: Any, encoder: Encoder) -> None:
     import torch
     from torch.nn.functional import cross_entropy
@@ -225,6 +226,7 @@ def test_the_held_out_loss_is_low(model: Any, encoder: Encoder) -> None:
     assert total / count < MOST_HELD_OUT_LOSS
 
 
+@pytest.mark.slow
 def test_a_greedy_story_has_an_end(model: Any, encoder: Encoder) -> None:
     new = greedy(model, [1, *encoder.processor.encode("Once upon a time")])
     assert 80 < len(new) < 320
@@ -232,6 +234,7 @@ def test_a_greedy_story_has_an_end(model: Any, encoder: Encoder) -> None:
     assert encoder.processor.decode(new[:-1]).endswith((".", '"'))
 
 
+@pytest.mark.slow
 def test_a_chat_story_is_about_the_animal_asked_for(model: Any, encoder: Encoder) -> None:
     told, last = answer(model, encoder, "Tell me a story about a fox.")
     assert last == IM_END

@@ -186,6 +186,7 @@ def test_the_streamed_reference_equals_one_full_forward(
         assert torch.equal(rows.top, expected[number].argmax(-1))
 
 
+@pytest.mark.slow
 def test_jobs_of_one_source_share_the_reference(
     convert: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -242,6 +243,7 @@ def problems_of(*words: str, **settings: Any) -> str:
     return "\n".join(map(str, evaluate.Evaluate().requires(recipe, decoder)))
 
 
+@pytest.mark.slow
 def test_problems_are_found_before_any_weight_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +272,7 @@ def refuse(*arguments: Any, **options: Any) -> str:
     raise TemplateError("take turns")
 
 
+@pytest.mark.slow
 def test_the_reference_takes_the_disk_that_was_said(
     decoder: Any, chunks: EvaluationChunks, tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ def test_an_allowed_block_size_must_divide_the_matrices(make_recipe: Callable[..
         check(recipe, make_passes(ALL), None)
 
 
+@pytest.mark.slow
 def test_a_written_variant_can_be_measured(
     make_recipe: Callable[..., Any], build: Callable[..., Any], tmp_path: Path
 ) -> None:

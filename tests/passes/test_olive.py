@@ -37,6 +37,8 @@ from converter.storage.hashing import hash_file
 from converter.storage.staging import Staging
 from passes.olive import Olive
 
+pytestmark = pytest.mark.slow
+
 needs_olive = pytest.mark.skipif(
     find_spec("olive") is None, reason="olive-ai is not installed (the extra `olive`)"
 )

@@ -63,6 +63,7 @@ def test_codes_equal_onnxruntimes_quantizer(
             assert initializer(graph.model, name).tobytes() == array.tobytes(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

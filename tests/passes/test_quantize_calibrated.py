@@ -22,6 +22,8 @@ from converter.model.reference import Reference
 from converter.recipe.validation import parse_recipe
 from converter.storage.staging import Staging
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["calibration.tokens=2048", "calibration.sequence_length=128"]
 
 

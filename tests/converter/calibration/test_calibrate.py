@@ -35,6 +35,7 @@ def parts(name: str) -> list[str]:
     return [f"{stem}.{x}_proj" for x in "qkv"] if kind == "qkv_proj" else [name]
 
 
+@pytest.mark.slow
 def test_budgets_share_no_formats_in_the_cache(
     decoder: Decoder, make_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -50,6 +51,7 @@ def test_budgets_share_no_formats_in_the_cache(
     assert found[0] != found[1] and found[0] == found[3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["calibration.seed=1"], ["calibration.sequence_length=64"]])
 def test_other_tokens_and_gradients_are_other_entries(
     decoder: Decoder, make_recipe: Callable[..., Any], tmp_path: Path, words: list[str]
@@ -83,6 +85,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_hidden", [True, False])
 def test_a_stopped_run_goes_on_and_gives_the_same_bytes(
     decoder: Decoder, make_recipe: Callable[..., Any], tmp_path: Path, keep_hidden: bool

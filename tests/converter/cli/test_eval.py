@@ -57,6 +57,7 @@ def report(folder: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_one_folder_gets_the_figures_that_its_recipe_measured(
     folders: Path, made: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +80,7 @@ def test_one_folder_gets_the_figures_that_its_recipe_measured(
     }
 
 
+@pytest.mark.slow
 def test_folders_of_one_source_are_compared_on_one_reference(
     folders: Path, made: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +99,7 @@ def test_folders_of_one_source_are_compared_on_one_reference(
     assert lines[1].startswith(names[0]) and lines[2].startswith(names[1])
 
 
+@pytest.mark.slow
 def test_a_text_of_ones_own(
     folders: Path, made: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

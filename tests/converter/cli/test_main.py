@@ -46,6 +46,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stderr.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_run_from_any_folder_leaves_its_output_and_nothing_else(tmp_path: Path) -> None:
     result = run(*TINY, "output=my model", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -91,6 +92,7 @@ def test_mistakes_are_listed_together(tmp_path: Path) -> None:
     assert "4 problems" in result.stderr
 
 
+@pytest.mark.slow
 def test_an_existing_output_is_refused_then_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
@@ -105,6 +107,7 @@ def test_an_existing_output_is_refused_then_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / "made" / "mine").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_written_by_synth_converts(tmp_path: Path) -> None:
     assert run("synth", "checkpoint", *TINY, cwd=tmp_path).returncode == 0
     words = [word for word in TINY if word != "source=synthetic"]
@@ -151,6 +154,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signal
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_output_and_the_next_run_cleans_up(tmp_path: Path) -> None:
     process = slow_run(tmp_path)
     process.kill()
@@ -178,6 +182,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     subprocess.run(["umount", str(disk)], capture_output=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "message"), [("ro", "is not writable"), ("size=40k", "free")])
 def test_a_read_only_or_full_disk_is_refused(
     small_disk: Callable[[str], Path], tmp_path: Path, options: str, message: str

@@ -44,6 +44,7 @@ def plan_of(*words: str) -> table.SweepPlan:
     return sweep.plan_sweep([*TINY, *words])
 
 
+@pytest.mark.slow
 def test_failing_job_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
     words = ["verify=standard", "verify.max_error.int8_activations=1,1e-12,2", "output=out"]
     result = run(words, tmp_path)
@@ -158,6 +159,7 @@ def test_every_combination_is_composed_before_the_first_job() -> None:
     assert len({job.label for job in plan.jobs}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["quant_grid", "block_size"])
 def test_built_in_sweeps_compose_and_words_win_over_them(name: str) -> None:
     jobs = sweep.plan_sweep([f"sweep={name}"]).jobs
@@ -167,6 +169,7 @@ def test_built_in_sweeps_compose_and_words_win_over_them(name: str) -> None:
     assert {job.values["quant"]["block_size"] for job in fewer} == {64}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "module"),
     [
@@ -185,6 +188,7 @@ def test_other_launchers_give_the_same_table(tmp_path: Path, launcher: str, modu
     assert summary(tmp_path / "one") == summary(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_sweep_without_output_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     words = ["quant.block_size=32,16"]
     first = Path(run(words, tmp_path).stdout.strip())
@@ -196,12 +200,14 @@ def test_sweep_without_output_goes_on_where_it_was_interrupted(tmp_path: Path) -
     assert third != first and summary(third) == summary(first)
 
 
+@pytest.mark.slow
 def test_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:
     assert run(["quant.block_size=32,16", "output=out"], tmp_path).returncode == 0
     result = run(["quant.bits=8,4", "output=out"], tmp_path)
     assert result.returncode == 1 and "holds a sweep of other jobs" in result.stderr
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_moments_and_restarted(tmp_path: Path) -> None:
     """SIGKILL at any time: the restart ends with the same table, and nothing half is left."""
     words = ["quant.block_size=32,16", "quant.symmetric=true,false"]
@@ -228,6 +234,7 @@ def test_killed_at_ten_random_moments_and_restarted(tmp_path: Path) -> None:
         assert (one / "model.onnx.data").read_bytes() == (two / "model.onnx.data").read_bytes()
 
 
+@pytest.mark.slow
 def test_jobs_share_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics and reference are made once, whatever the number of jobs."""
     monkeypatch.setenv("CONVERT_CACHE", str(tmp_path / "cache"))

@@ -135,6 +135,7 @@ def test_show_tells_each_values_file(capsys: pytest.CaptureFixture[str]) -> None
     assert found["overwrite"] == "default"
 
 
+@pytest.mark.slow
 def test_origins_agree_with_what_hydra_composes() -> None:
     """A value that a file is said to give is the one in that file."""
     from converter.recipe.tree import built_in_values
@@ -245,6 +246,7 @@ def folder(tmp_path: Path) -> Path:
     return run_recipe(recipe, make_passes(recipe.passes))
 
 
+@pytest.mark.slow
 def test_explain_and_reproduce(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     text = said(capsys, "explain", str(folder))
@@ -267,6 +269,7 @@ def test_explain_and_reproduce(folder: Path, capsys: pytest.CaptureFixture[str])
     )
 
 
+@pytest.mark.slow
 def test_reproduce_says_first_that_it_cannot_write(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

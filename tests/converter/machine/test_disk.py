@@ -86,6 +86,7 @@ def test_a_run_is_refused_before_it_reads_weights(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

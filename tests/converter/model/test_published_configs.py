@@ -153,6 +153,7 @@ def internlm2_logits(config: Mapping[str, Any], checkpoint: Checkpoint, ids: Any
     return norm(x, "model.norm.weight") @ w["output.weight"].T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", published_names())
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     config = reduced(published_config(name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,9 +19,7 @@ def blocks(seed: int, rows: int = 5, count: int = 2, size: int = 16) -> tuple[np
     return values, rng.exponential(size=(count, size)).astype(np.float32)
 
 
-def loss(
-    values: np.ndarray, importance: np.ndarray, scale: float, zero: float, levels: int
-) -> float:
+def loss(values: np.ndarray, importance: np.ndarray, scale: Any, zero: Any, levels: int) -> float:
     codes = np.clip(np.rint(values / scale) + zero, 0, levels) if scale else np.full(16, zero)
     return float((importance * ((codes - zero) * scale - values) ** 2).sum())
 

@@ -78,6 +78,7 @@ defaults:
 MODEL = "defaults: [internlm2_1_8b]\nname: ours\nrepo: us/ours\n"
 
 
+@pytest.mark.slow
 def test_a_model_and_an_export_of_a_team_compose_with_all_others(acme: Path) -> None:
     files = {"export/cpu_wide.yaml": EXPORT, "model/ours.yaml": MODEL}
     commit(acme, files | {"recipe/built.yaml": "defaults: [ours_cpu_wide]\nthreads: 1\n"})
@@ -99,6 +100,7 @@ def test_a_model_and_an_export_of_a_team_compose_with_all_others(acme: Path) -> 
         compose_recipe(["recipe=team/internlm2_7b_cuda_int4"])
 
 
+@pytest.mark.slow
 def test_a_name_with_two_readings_names_both(acme: Path) -> None:
     commit(acme, {"export/b_c.yaml": EXPORT, "export/c.yaml": EXPORT})
     commit(acme, {"model/a.yaml": MODEL, "model/a_b.yaml": MODEL})

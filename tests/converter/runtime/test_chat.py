@@ -168,6 +168,7 @@ def decode(folder: Path, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
+@pytest.mark.slow
 def test_every_turn_answers_as_a_fresh_generator_on_the_whole_conversation(
     chat_folder: Path,
 ) -> None:
@@ -196,6 +197,7 @@ def test_an_interrupted_answer_stays_in_the_conversation(chat_folder: Path) -> N
     assert "".join(session.ask("Go on")) == expected
 
 
+@pytest.mark.slow
 def test_a_base_model_continues_each_text_after_its_bos(base_folder: Path) -> None:
     session = ChatSession(base_folder, options=OPTIONS)
     for prompt in ("Once upon a time", "Once upon a time", "Es war"):

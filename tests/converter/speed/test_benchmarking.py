@@ -67,6 +67,7 @@ def test_narrow_scales_count_as_the_runtime_widens_them(
     assert bytes_per_token(narrow, 10) == bytes_per_token(folder, 10)
 
 
+@pytest.mark.slow
 def test_folders_run_in_processes_of_their_own(folder: Path, tmp_path: Path) -> None:
     seen = []
     report = bench([folder], [4, 9], 3, 2, lambda done, total, name: seen.append((done, total)))

@@ -89,6 +89,7 @@ def test_the_pass_writes_settings_that_load_and_their_hash(
     assert lock["facts"]["tune"]["seconds_before"] == 2.0
 
 
+@pytest.mark.slow
 def test_a_real_race_measures(folder: Path) -> None:
     found = tune(folder, {THREADS: [1]}, prompt_lengths=(3, 6), new_tokens=3, rounds=1)
     assert {trial.settings[THREADS] for trial in found.trials} == {1, 2}

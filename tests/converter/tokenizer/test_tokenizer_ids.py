@@ -165,6 +165,7 @@ def test_every_line_of_the_corpora_has_the_ids_of_sentencepiece(base: Readers) -
     base.assert_same_ids(lines)
 
 
+@pytest.mark.slow
 def test_every_piece_alone_is_itself(base: Readers) -> None:
     """A piece that BPE cannot reach would tell the runtimes apart: one looks it up as a whole."""
     pieces = pieces_of(base)
