@@ -36,7 +36,7 @@ class Case:
 
     def descent(self) -> np.ndarray:
         """H Δ as the kernels want it."""
-        return (self.hessian.astype(np.float64) @ self.difference()).astype(np.float32)
+        return np.asarray(self.hessian.astype(np.float64) @ self.difference(), np.float32)
 
 
 @pytest.fixture(params=range(4))
