@@ -287,7 +287,7 @@ def _git(
         ) from None
     except subprocess.TimeoutExpired:
         raise ConvertError(
-            Problem(f"Git {words[0]} took over {GIT_SECONDS} s.", "an answer", "try again later")
+            Problem(f"git {words[0]} took over {GIT_SECONDS} s.", "an answer", "try again later")
         ) from None
     except subprocess.CalledProcessError as error:
         raise ConvertError(_git_problem(words, error)) from error
@@ -295,7 +295,7 @@ def _git(
 
 def _git_problem(words: Sequence[str], error: subprocess.CalledProcessError) -> Problem:
     return Problem(
-        f"Git {words[0]} failed: {_reason(error.stderr.decode(errors='replace'))}.",
+        f"git {words[0]} failed: {_reason(error.stderr.decode(errors='replace'))}.",
         "a repository and revision that can be read",
         "check url, --rev and your rights; recipes fetched once are read offline",
     )

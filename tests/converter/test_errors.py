@@ -11,7 +11,7 @@ import pytest
 from converter.errors import ConvertError, Problem, together_with
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("onnxruntime", "onnxruntime-genai", "olive-ai", "convert")
+NAMES = ("onnxruntime", "onnxruntime-genai", "olive-ai", "convert", "git")
 """Names that are written in lower case."""
 
 
