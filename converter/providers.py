@@ -117,6 +117,8 @@ _ROWS = (
 )
 PROVIDERS: dict[str, Provider] = {row.name: row for row in _ROWS}
 """Name in a recipe to the provider's row."""
+CPU = PROVIDERS["cpu"]
+"""Where folders are verified, evaluated and measured by Olive, whatever their target."""
 NEEDED = ("GroupQueryAttention", "MatMul")
 """Operators of every graph: what they have kernels for, a graph can have."""
 

@@ -9,9 +9,9 @@ from converter.errors import ConvertError, Problem
 from converter.evaluation.verification import compare_first_layers, compare_generation, precision
 from converter.graph.graph import Graph
 from converter.graph.memory import RUNTIME_BYTES, reference_memory, session_memory
-from converter.graph.names import is_of_layer
+from converter.graph.names import is_of_layer, plain_initializer
 from converter.graph.tensors import model_weights
-from converter.model.decoder import Decoder
+from converter.model.decoder import EMBEDDING, Decoder
 from converter.output.package import Package
 from converter.recipe.schema import Recipe
 from converter.runtime.session import missing_runtime
@@ -45,7 +45,8 @@ class Verify(Pass[Package, Package]):
         whole = data_size(place_tensors(weights))
         if whole <= recipe.verify.max_bytes:  # the session is gone when the reference begins
             return max(session_memory(whole), RUNTIME_BYTES + reference_memory(graph.decoder))
-        outside = sum(w.nbytes for name, w in weights.items() if "embed_tokens" in name)
+        embedding = plain_initializer(EMBEDDING)  # what it is quantized to has a longer name
+        outside = sum(w.nbytes for name, w in weights.items() if name.startswith(embedding))
         layer = sum(w.nbytes for name, w in weights.items() if is_of_layer(name, 0))
         cut = outside + recipe.verify.first_layers * layer
         return session_memory(cut) + reference_memory(graph.decoder)

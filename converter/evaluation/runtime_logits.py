@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from converter.errors import ConvertError, Problem
 from converter.graph.cpu_model import full_logits_session
-from converter.graph.names import MODEL_FILE
+from converter.graph.names import ATTENTION_MASK, INPUT_IDS, LOGITS, MODEL_FILE, POSITION_IDS
 
 _CACHE_TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -40,7 +40,7 @@ def folder_logits(
     """
     session = _open(folder, threads)
     for row in input_ids:
-        (logits,) = session.run(["logits"], model_inputs(session, row))
+        (logits,) = session.run([LOGITS], model_inputs(session, row))
         yield logits[0, positions].astype(np.float32)
 
 
@@ -48,9 +48,9 @@ def model_inputs(session: Any, token_ids: NDArray[np.int64]) -> dict[str, NDArra
     """What a session takes to read `token_ids`, int64 [n], from the start: an empty cache."""
     count = len(token_ids)
     known = {
-        "input_ids": token_ids,
-        "attention_mask": np.ones(count, dtype=np.int64),
-        "position_ids": np.arange(count),
+        INPUT_IDS: token_ids,
+        ATTENTION_MASK: np.ones(count, dtype=np.int64),
+        POSITION_IDS: np.arange(count),
     }
     inputs: dict[str, NDArray[Any]] = {}
     for item in session.get_inputs():

@@ -18,6 +18,7 @@ from converter.graph.graph import Graph
 from converter.graph.names import MODEL_FILE
 from converter.model.reference import Reference
 from converter.output.package import Package
+from converter.providers import CPU
 from converter.recipe.schema import Recipe
 from converter.runtime.cpu_folder import cpu_copy, generate, prompt_tokens, spread_ids
 
@@ -69,7 +70,7 @@ def compare_first_layers(package: Package, recipe: Recipe, layers: int) -> Compa
     cut = package.folder / CUT_MODEL
     try:
         cut_model(package.folder / MODEL_FILE, cut, layers)
-        session = onnxruntime.InferenceSession(str(cut), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(cut), providers=[CPU.onnxruntime_name])
         ids = spread_ids(graph.decoder.architecture.vocab_size, recipe.verify.new_tokens)
         (found,) = session.run(None, model_inputs(session, np.asarray(ids)))
     finally:

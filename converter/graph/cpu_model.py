@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
 from converter.graph.names import LAST_TOKEN, MODEL_FILE, residual_nodes
+from converter.providers import CPU
 
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 """onnxruntime's session option for the place of the data file of a model given as bytes."""
@@ -38,7 +39,7 @@ def full_logits_session(folder: Path, threads: int = 0) -> Any:
     options.add_session_config_entry(DATA_FOLDER, str(folder))
     options.intra_op_num_threads = threads
     model = full_logits_model(folder)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=[CPU.onnxruntime_name])
 
 
 def widen(model: ir.Model) -> bool:

@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from converter.errors import Problem
-from converter.providers import PROVIDERS, Kernels
+from converter.providers import CPU, PROVIDERS, Kernels
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,7 +35,7 @@ def cpu_kernels() -> Kernels:
 
     found: dict[str, set[str]] = {}
     for kernel in state.get_all_opkernel_def():
-        if kernel.provider == "CPUExecutionProvider":
+        if kernel.provider == CPU.onnxruntime_name:
             types = {name for names in kernel.type_constraints.values() for name in names}
             own = {_RUNTIME_NAMES[name] for name in types if name in _RUNTIME_NAMES}
             found.setdefault(kernel.op_name, set()).update(own)

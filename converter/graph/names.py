@@ -19,7 +19,8 @@ PAST, PRESENT = "past_key_values", "present"
 CACHED = ("key", "value")
 
 EMBEDDING_NODE = "/model/embed_tokens/Gather"
-HEAD_NODE = "/lm_head/MatMul"
+HEAD_PATH = "/lm_head"
+HEAD_NODE = f"{HEAD_PATH}/MatMul"
 LAST_TOKEN = "/lm_head/last_token/Gather"
 """Node that keeps each prompt's last token only."""
 
@@ -51,6 +52,35 @@ def residual_nodes(layer: int) -> tuple[str, str]:
     """
     norm = f"{layer_path(layer)}/input_layernorm"
     return f"{norm}/SkipLayerNorm", f"{norm}/Add"
+
+
+def product_node(path: str) -> str:
+    """Node that multiplies with the matrix at `path`, such as `/lm_head`."""
+    return f"{path}/MatMul"
+
+
+def product_path(node: str) -> str:
+    """The path of the matrix that a node multiplies with: `product_node` undone."""
+    return node.removesuffix("/MatMul")
+
+
+def matrix_initializer(path: str) -> str:
+    """Initializer with the float matrix at `path`."""
+    return f"{_dotted(path)}.MatMul.weight"
+
+
+def bias_initializer(path: str) -> str:
+    """Initializer that is added to the product with the matrix at `path`."""
+    return f"{_dotted(path)}.Add.bias"
+
+
+def _dotted(path: str) -> str:
+    return path.strip("/").replace("/", ".")
+
+
+def plain_initializer(canonical: str) -> str:
+    """Initializer of a norm or the embedding, by the decoder's canonical name."""
+    return f"model.{canonical}.weight"
 
 
 def layer_weight(layer: int, part: str) -> str:

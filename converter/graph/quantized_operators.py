@@ -16,7 +16,16 @@ import torch
 from converter.graph.formats import tied_format
 from converter.graph.graph import Graph
 from converter.graph.matrices import matrix_format, matrix_parts, matrix_weight, split_rows
-from converter.graph.names import CONTRIB, MATRIX, quantized
+from converter.graph.names import (
+    CONTRIB,
+    HEAD_PATH,
+    MATRIX,
+    bias_initializer,
+    matrix_initializer,
+    plain_initializer,
+    product_path,
+    quantized,
+)
 from converter.graph.tensors import FLOAT_TYPES, WeightTensor, add_initializer
 from converter.model.decoder import BIAS, EMBEDDING, HEAD
 from converter.quantization.quantized_matrix import QuantizedMatrix, Rounding
@@ -73,7 +82,7 @@ def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | No
 def _replace_constants(graph: ir.Graph, weights: Mapping[str, Weight], dtype: torch.dtype) -> None:
     """Put the norms and biases of `weights`, which folds have scaled, into the graph."""
     for name, weight in weights.items():
-        value = graph.initializers.get(f"model.{name}.weight")
+        value = graph.initializers.get(plain_initializer(name))
         if name.endswith("norm") and value is not None:
             value.const_value = WeightTensor(str(value.name), weight.cast(dtype))
     for node in graph:
@@ -83,8 +92,7 @@ def _replace_constants(graph: ir.Graph, weights: Mapping[str, Weight], dtype: to
         parts = [part + BIAS for part in matrix_parts(matrix)]
         if any(part not in weights for part in parts):
             continue
-        (added,) = (use.node for use in node.outputs[0].uses())
-        value = next(item for item in added.inputs if item is not None and item.const_value)
+        value = graph.initializers[bias_initializer(product_path(str(node.name)))]
         bias = concatenate_rows([weights[part] for part in parts])
         value.const_value = WeightTensor(str(value.name), bias.cast(dtype))
 
@@ -116,7 +124,7 @@ def _replace(
     )
     # A tied head reads the embedding's table; its codes have a name of their own.
     head = node.metadata_props[MATRIX] == HEAD
-    label = "lm_head.MatMul.weight" if head else str(table.name)
+    label = matrix_initializer(HEAD_PATH) if head else str(table.name)
     scales, widen = _scales(graph, label, matrix, table.const_value.dtype)
     if embedding:
         new = [_gather(node, _parts(graph, label, matrix, scales), form)]

@@ -21,18 +21,22 @@ from converter.graph.names import (
     CACHED,
     CONTRIB,
     EMBEDDING_NODE,
-    HEAD_NODE,
+    HEAD_PATH,
     INPUT_IDS,
     LAST_TOKEN,
     LOGITS,
     MATRIX,
     POSITION_IDS,
+    bias_initializer,
     layer_path,
+    matrix_initializer,
     past,
+    plain_initializer,
     present,
+    product_node,
 )
 from converter.graph.tensors import FLOAT_TYPES, IR_DTYPES, WeightTensor
-from converter.model.decoder import BIAS, Decoder
+from converter.model.decoder import BIAS, EMBEDDING, HEAD, Decoder
 from converter.providers import PROVIDERS
 from converter.recipe.schema import Recipe, TargetConfig
 from converter.weights.weight import TensorWeight, Weight, concatenate_rows
@@ -171,10 +175,10 @@ class DecoderTemplate:
         return self._initializer("cos_cache", cos), self._initializer("sin_cache", sin)
 
     def _embedding(self, input_ids: ir.Value) -> ir.Value:
-        table = self.decoder.weights["embed_tokens"].cast(self.float_type)
-        self.table = self._initializer("model.embed_tokens.weight", table)
+        table = self.decoder.weights[EMBEDDING].cast(self.float_type)
+        self.table = self._initializer(plain_initializer(EMBEDDING), table)
         hidden = self._op("Gather", [self.table, input_ids], EMBEDDING_NODE)
-        self._mark(hidden, "embed_tokens")
+        self._mark(hidden, EMBEDDING)
         return hidden
 
     def _norm(
@@ -182,7 +186,7 @@ class DecoderTemplate:
     ) -> tuple[ir.Value, ir.Value]:
         """RMSNorm of hidden + skip; gives the norm and the sum."""
         weight = self._initializer(
-            f"model.{canonical}.weight", self.decoder.weights[canonical].cast(self.float_type)
+            plain_initializer(canonical), self.decoder.weights[canonical].cast(self.float_type)
         )
         epsilon = self.arch.rms_norm_eps
         if not self.target.fused_norm:
@@ -228,12 +232,12 @@ class DecoderTemplate:
         if self.last_token_logits:
             hidden = self._last_token(hidden, attention, input_ids)
         weights = self.decoder.weights
-        tied = weights["lm_head"] is weights["embed_tokens"]
+        tied = weights[HEAD] is weights[EMBEDDING]
         if not tied or "FusedMatMul" not in self.kernels:
-            return self._linear("lm_head", "/lm_head", hidden)
+            return self._linear(HEAD, HEAD_PATH, hidden)
         # FusedMatMul turns the embedding as it multiplies, so that it is stored once.
-        logits = self._op("FusedMatMul", [hidden, self.table], HEAD_NODE, transB=1)
-        self._mark(logits, "lm_head")
+        logits = self._op("FusedMatMul", [hidden, self.table], product_node(HEAD_PATH), transB=1)
+        self._mark(logits, HEAD)
         return logits
 
     def _last_token(
@@ -265,15 +269,14 @@ class DecoderTemplate:
     def _multiply(self, parts: list[str], canonical: str, name: str, hidden: ir.Value) -> ir.Value:
         """hidden · Wᵀ (+ bias), with the rows of `parts` stacked into one matrix."""
         weights = self.decoder.weights
-        label = name.strip("/").replace("/", ".")
         rows = concatenate_rows([weights[part] for part in parts]).cast(self.float_type)
-        matrix = self._initializer(f"{label}.MatMul.weight", rows.transpose())
-        product = self._op("MatMul", [hidden, matrix], f"{name}/MatMul")
+        matrix = self._initializer(matrix_initializer(name), rows.transpose())
+        product = self._op("MatMul", [hidden, matrix], product_node(name))
         self._mark(product, canonical)
         if parts[0] + BIAS not in weights:
             return product
         bias = concatenate_rows([weights[part + BIAS] for part in parts]).cast(self.float_type)
-        added = self._initializer(f"{label}.Add.bias", bias)
+        added = self._initializer(bias_initializer(name), bias)
         return self._op("Add", [product, added], f"{name}/Add")
 
     def _mark(self, value: ir.Value, canonical: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from converter.errors import ConvertError, Problem
-from converter.graph.names import DATA_FILE, MODEL_FILE
+from converter.graph.names import DATA_FILE, LOGITS, MODEL_FILE
 from converter.output.genai_config import CONFIG_FILE
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -68,7 +68,7 @@ def interface_problems(before: Path, after: Path) -> Iterator[Problem]:
         for name in sorted(named & values.keys() & originals.keys()):
             yield from _changed(kind, originals[name], values[name])
     caches = [*new.inputs, *new.outputs]
-    types = {str(value.dtype) for value in caches if value.name != "logits" and _is_float(value)}
+    types = {str(value.dtype) for value in caches if value.name != LOGITS and _is_float(value)}
     if len(types) > 1:
         yield Problem(
             f"After Olive the past and present caches have the types {', '.join(sorted(types))}.",

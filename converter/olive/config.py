@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConvertError, Problem, raise_if
-from converter.graph.names import MODEL_FILE
+from converter.graph.names import EMBEDDING_NODE, HEAD_NODE, LOGITS, MODEL_FILE, quantized
+from converter.providers import CPU
 from converter.recipe.schema import LEFT_IN_FLOAT, OliveConfig, QuantConfig, Recipe
 from converter.recipe.trust import OUTSIDE
 from converter.recipe.validation import nearest_names
 
 MODULES = "olive.passes.onnx."
-HEAD, EMBEDDING = "/lm_head/MatMul", "/model/embed_tokens/Gather"
-"""Names of the nodes in the graph that `graph` builds."""
 RENAMING = ("OnnxBlockWiseRtnQuantization", "OnnxHqqQuantization")
 """Passes that call the output of a node that they replace NAME_Q4, the graph's `logits` too."""
 WORKFLOW_REFUSED = ("search_strategy", "data_configs", "packaging_config")
@@ -169,12 +168,12 @@ def _breakage(item: PlannedPass, later: Sequence[PlannedPass], recipe: Recipe) -
         return
     if any(_renames_back(other) for other in later):
         return
-    renamed = f"logits_Q{item.config.get('bits', 4)}"
+    renamed = quantized(LOGITS, item.config.get("bits", 4))
     yield Problem(
         f"Olive's {name} renames the output `logits` to `{renamed}`, "
         "and onnxruntime-genai finds no logits then.",
-        f"{HEAD} left out, or the output renamed back",
-        f"add config.nodes_to_exclude: [{HEAD}], or a following GraphSurgeries pass with "
+        f"{HEAD_NODE} left out, or the output renamed back",
+        f"add config.nodes_to_exclude: [{HEAD_NODE}], or a following GraphSurgeries pass with "
         f"surgeries: [{{surgeon: RenameOutputs, old_names: [{renamed}], new_names: [logits]}}]",
         where=item.label,
     )
@@ -186,13 +185,15 @@ def _head_is_quantized(quant: QuantConfig) -> bool:
 
 def _spares_head(config: Mapping[str, Any]) -> bool:
     included = config.get("nodes_to_include")
-    return HEAD in (config.get("nodes_to_exclude") or ()) or bool(included and HEAD not in included)
+    return HEAD_NODE in (config.get("nodes_to_exclude") or ()) or bool(
+        included and HEAD_NODE not in included
+    )
 
 
 def _renames_back(item: PlannedPass) -> bool:
     surgeries = item.config.get("surgeries")
     return isinstance(surgeries, list) and any(
-        isinstance(surgery, Mapping) and "logits" in (surgery.get("new_names") or ())
+        isinstance(surgery, Mapping) and LOGITS in (surgery.get("new_names") or ())
         for surgery in surgeries
     )
 
@@ -234,7 +235,6 @@ def workflow_of(recipe: Recipe, folder: Path, files: Iterable[str], output: str)
             )
         )
     overrides = ["olive=none", *(["quant=none"] if quantizes else [])]
-    device, provider = "cpu", "CPUExecutionProvider"
     values = {
         "input_model": {
             "type": "ONNXModel",
@@ -245,7 +245,9 @@ def workflow_of(recipe: Recipe, folder: Path, files: Iterable[str], output: str)
         "systems": {
             "local": {
                 "type": "LocalSystem",
-                "accelerators": [{"device": device, "execution_providers": [provider]}],
+                "accelerators": [
+                    {"device": CPU.device, "execution_providers": [CPU.onnxruntime_name]}
+                ],
             }
         },
         "target": "local",
@@ -263,7 +265,7 @@ def rtn_passes(recipe: Recipe) -> Iterator[PlannedPass]:
     """The recipe's rounding to nearest, as passes of Olive."""
     quant, renamed = recipe.quant, ""
     level = recipe.accuracy_level
-    own = {HEAD: quant.lm_head, EMBEDDING: quant.embedding}
+    own = {HEAD_NODE: quant.lm_head, EMBEDDING_NODE: quant.embedding}
     forms = {
         node: (
             part.bits or quant.bits,
@@ -273,14 +275,14 @@ def rtn_passes(recipe: Recipe) -> Iterator[PlannedPass]:
         for node, part in own.items()
     }
     main = (quant.bits, quant.block_size, quant.symmetric)
-    apart = [node for node, form in forms.items() if node == EMBEDDING or form != main]
+    apart = [node for node, form in forms.items() if node == EMBEDDING_NODE or form != main]
     for node in apart:
         if forms[node][0] != LEFT_IN_FLOAT:
             yield _rtn(forms[node], level, {"nodes_to_include": [node]}, axis=1)
     yield _rtn(main, level, {"nodes_to_exclude": apart})
-    if forms[HEAD][0] != LEFT_IN_FLOAT:
-        renamed = f"logits_Q{forms[HEAD][0]}"
-        surgery = {"surgeon": "RenameOutputs", "old_names": [renamed], "new_names": ["logits"]}
+    if forms[HEAD_NODE][0] != LEFT_IN_FLOAT:
+        renamed = quantized(LOGITS, forms[HEAD_NODE][0])
+        surgery = {"surgeon": "RenameOutputs", "old_names": [renamed], "new_names": [LOGITS]}
         yield PlannedPass("quant", "GraphSurgeries", {"surgeries": [surgery]})
 
 

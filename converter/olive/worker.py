@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import Problem
+from converter.graph.names import ATTENTION_MASK, INPUT_IDS, LOGITS, POSITION_IDS
+from converter.providers import CPU
 from converter.recipe.validation import nearest_names
 
 EXTERNAL = {"save_as_external_data": True, "all_tensors_to_one_file": True}
@@ -86,7 +88,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
         model = ONNXModelHandler(job["model"], onnx_file_name=file)
         metric = _metric(name, model, job["tokens"])
         given = OnnxEvaluator().evaluate(
-            model, [metric], execution_providers=["CPUExecutionProvider"]
+            model, [metric], execution_providers=[CPU.onnxruntime_name]
         )
         found |= {key: float(result.value) for key, result in given.items()}
     return {"metrics": found}
@@ -225,7 +227,7 @@ def _register_components(feeds: list[Any]) -> None:
     from olive.data.registry import Registry
 
     Registry.register_dataset("convert_feeds")(lambda **_: feeds)
-    Registry.register_post_process("convert_logits")(lambda outputs, **_: outputs["logits"])
+    Registry.register_post_process("convert_logits")(lambda outputs, **_: outputs[LOGITS])
 
 
 def _feed(io: Mapping[str, Any], row: Sequence[int]) -> tuple[dict[str, Any], Any]:
@@ -234,9 +236,9 @@ def _feed(io: Mapping[str, Any], row: Sequence[int]) -> tuple[dict[str, Any], An
 
     ids = torch.tensor([list(row)])
     feeds: dict[str, Any] = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "position_ids": torch.arange(len(row))[None],
+        INPUT_IDS: ids,
+        ATTENTION_MASK: torch.ones_like(ids),
+        POSITION_IDS: torch.arange(len(row))[None],
     }
     for name, shape, kind in zip(
         io["input_names"], io["input_shapes"], io["input_types"], strict=True

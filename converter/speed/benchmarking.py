@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConvertError, Problem, raise_if
+from converter.graph.names import is_cache
 from converter.machine.cores import physical_cores
 from converter.progress import Advance
 
@@ -200,7 +201,7 @@ def cache_bytes_per_token(graph: ir.Graph, head_size: int) -> int:
     """Bytes of the keys and values that each token adds to the cache."""
     total = 0
     for value in graph.inputs:
-        if value.name and value.name.startswith("past_key_values") and value.shape is not None:
+        if is_cache(value.name) and value.shape is not None:
             heads = value.shape[1]
             assert isinstance(heads, int) and value.dtype is not None
             total += heads * head_size * value.dtype.bitwidth // 8
