@@ -241,6 +241,7 @@ def test_a_chat_story_is_about_the_animal_asked_for(model: Any, encoder: Encoder
     assert "fox" in told.split("\n")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("question", "expected"),
     [

@@ -119,6 +119,7 @@ def report(folder: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_chunks_are_the_text_in_order_with_bos_in_front(int4: Path, chunks: Any) -> None:
     ids = chunks.input_ids
     assert ids.shape == (4, 128) and chunks.first == FIRST
@@ -140,6 +141,7 @@ def test_a_float_folder_is_the_reference(convert: Callable[..., Path]) -> None:
     assert found["tokens"] == 4 * 63
 
 
+@pytest.mark.slow
 def test_int4_equals_a_direct_computation(
     convert: Callable[..., Path], int4: Path, llama: Any, chunks: EvaluationChunks
 ) -> None:
@@ -159,6 +161,7 @@ def test_int4_equals_a_direct_computation(
         assert found[name] == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head_bytes", [2**28, 0])  # lm_head for several chunks, and for each
 def test_the_streamed_reference_equals_one_full_forward(
     head_bytes: int,
@@ -231,6 +234,7 @@ def test_a_folder_above_the_limit_is_not_published(tmp_path: Path) -> None:
     assert list(output.parent.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_within_the_limit_is_published(convert: Callable[..., Path]) -> None:
     assert (convert(*FP32, "evaluate.max_kld=1e-6") / "report").is_dir()
 

@@ -11,6 +11,7 @@ import torch
 from oracle import llama_of, run_graph
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

@@ -64,6 +64,7 @@ def test_other_tokens_and_gradients_are_other_entries(
         assert torch.equal(codes(shared, name), codes(alone, name))
 
 
+@pytest.mark.slow
 def test_threads_only_change_the_order_of_sums(
     decoder: Decoder, make_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_noise_is_weighted_and_averaged_over_the_tokens_it_was_measured_on() -> 
     assert torch.allclose(stage.noise[32], activation_noise(whole, 32), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_formats_loss_is_the_divergence_of_rounding_that_matrix_alone(tmp_path: Path) -> None:
     words = ["recipe=demo", "quant=rtn", "quant.bits_per_weight=5", "calibration.tokens=1024"]
     recipe = compose_recipe(words)

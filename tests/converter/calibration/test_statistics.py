@@ -76,6 +76,7 @@ def test_they_are_what_transformers_linears_read(decoder: Decoder, tmp_path: Pat
         assert (inputs.held - x[2]).abs().max() <= 1e-5 * x[2].abs().max()
 
 
+@pytest.mark.slow
 def test_variants_share_them(
     decoder: Decoder,
     make_recipe: Callable[..., Any],
@@ -97,6 +98,7 @@ def test_variants_share_them(
     assert loaded == [0, 1]
 
 
+@pytest.mark.slow
 def test_the_first_linears_are_rounded_alike_either_way(
     decoder: Decoder, make_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -110,6 +112,7 @@ def test_the_first_linears_are_rounded_alike_either_way(
     assert not torch.equal(*(codes(result, last, 16) for result in results))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(
     decoder: Decoder, make_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:

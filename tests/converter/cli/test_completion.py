@@ -124,6 +124,7 @@ def test_scripts_parse(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert checked.returncode == 0 and checked.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_shell_completes_what_is_typed(
     shell: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,7 @@ def test_a_run_from_any_folder_leaves_its_output_and_nothing_else(tmp_path: Path
     assert (tmp_path / "my model" / "genai_config.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
@@ -143,6 +144,7 @@ def slow_run(tmp_path: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     process = slow_run(tmp_path)
@@ -208,6 +210,7 @@ def test_a_disk_that_fills_up_midway(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_failing_source_is_listed_with_the_other_problems(
     tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def test_failing_job_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_shown_again_without_its_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +131,7 @@ def test_list_that_a_sweep_sets_is_one_value() -> None:
     assert words == ["benchmark.prompt_lengths=[16, 128]", "quant.bits=4,8"]
 
 
+@pytest.mark.slow
 def test_models_and_exports_can_be_swept_over() -> None:
     words = ["model=internlm2_1_8b,internlm2_7b", "export=cpu_int4,cuda_fp16", "source=synthetic"]
     jobs = sweep.plan_sweep(words).jobs

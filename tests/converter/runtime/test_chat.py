@@ -304,6 +304,7 @@ def test_a_folder_that_is_no_converted_model_is_refused(tmp_path: Path) -> None:
     assert "convert recipe=NAME" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_system_prompt_needs_a_chat_template(base_folder: Path) -> None:
     with pytest.raises(ConvertError, match="no chat template"):
         run_chat(base_folder, system="Be brief.", prompt="Hello")

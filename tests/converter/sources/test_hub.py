@@ -279,6 +279,7 @@ def test_a_shard_outside_the_repository_is_refused(hub: Hub, name: str) -> None:
     assert not any("outside" in path or "passwd" in path for _, path, _ in hub.requests)
 
 
+@pytest.mark.slow
 def test_the_command_converts_from_a_mirror_and_locks_the_commit(hub: Hub, tmp_path: Path) -> None:
     words = [
         "recipe=internlm2_1_8b_cpu_fp32",

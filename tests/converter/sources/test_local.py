@@ -72,6 +72,7 @@ def test_a_shard_outside_of_the_folder_is_refused(sharded: Path, name: str) -> N
         open_local(sharded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -89,6 +89,7 @@ def test_a_folder_that_does_not_run_is_an_error_with_the_runtimes_words(folder: 
         bench([folder], [4], 2, 1)
 
 
+@pytest.mark.slow
 def test_the_verb_prints_the_table_and_names_every_wrong_folder(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +116,7 @@ def test_results_that_cannot_be_written_are_said_before_the_work(
     assert "a file .png or .svg" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_pass_puts_its_figures_into_the_lock_file(
     make_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
