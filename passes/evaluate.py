@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.engine.contract import Done, Pass, Run
+from converter.engine.estimates import evaluation_memory
 from converter.errors import ConvertError, Problem
 from converter.evaluation.charts import layer_errors
 from converter.evaluation.folder_evaluation import (
@@ -19,7 +20,6 @@ from converter.evaluation.folder_evaluation import (
     text_chunks,
     write_report,
 )
-from converter.evaluation.memory import evaluation_memory
 from converter.evaluation.reference_logits import reference_disk, stored_reference
 from converter.evaluation.statistics import Estimate
 from converter.graph.graph import Graph

@@ -15,10 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from converter.engine.contract import Done, Pass, Run
+from converter.engine.estimates import writing_memory
 from converter.errors import Problem
 from converter.graph.formats import indivisible
 from converter.graph.graph import Graph
-from converter.graph.memory import writing_memory
 from converter.graph.tensors import model_weights
 from converter.machine.disk import Room
 from converter.model.decoder import Decoder

@@ -13,10 +13,10 @@ import torch
 
 from converter.calibration.tokens import calibration_tokens
 from converter.engine.contract import Done, Pass, Run
+from converter.engine.estimates import RUNTIME_BYTES, reference_memory
 from converter.errors import ConvertError, Problem
 from converter.graph.graph import Graph
 from converter.graph.int8_cache import quantize_caches
-from converter.graph.memory import RUNTIME_BYTES, reference_memory
 from converter.model.cache_ranges import CacheRanges, cache_ranges
 from converter.model.decoder import Decoder
 from converter.model.reference import Reference

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from converter.engine.contract import Done, Pass, Run
+from converter.engine.estimates import writing_memory
 from converter.errors import ConvertError, Problem
 from converter.graph.graph import Graph
-from converter.graph.memory import writing_memory
 from converter.graph.tensors import model_weights
 from converter.machine.disk import RESULT, Room
 from converter.model.decoder import Decoder

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from converter.engine.contract import Done, Pass, Run
+from converter.engine.estimates import calibration_disk, calibration_memory
 from converter.errors import ConvertError, Problem
 from converter.graph.formats import budget_problems, indivisible
 from converter.graph.graph import Graph
@@ -49,8 +50,6 @@ class Quantize(Pass[Graph, Graph]):
 
     def disk(self, recipe: Recipe, decoder: Decoder) -> Iterable[Room]:
         if recipe.quant.calibrated:
-            from converter.calibration.disk import calibration_disk
-
             folder = cache_folder()
             needed = calibration_disk(recipe, decoder, Cache(folder))
             remedy = f"set {FOLDER_VARIABLE}=FOLDER on a disk with more room"
@@ -75,8 +74,6 @@ class Quantize(Pass[Graph, Graph]):
     def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
         if not recipe.quant.calibrated:
             return 0  # package computes the codes
-        from converter.calibration.memory import calibration_memory
-
         return calibration_memory(recipe, graph.decoder)
 
     def ensures(self, given: Graph, run: Run) -> Iterable[Problem]:

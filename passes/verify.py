@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from converter.engine.contract import Done, Pass, Run
+from converter.engine.estimates import RUNTIME_BYTES, reference_memory, session_memory
 from converter.errors import ConvertError, Problem
 from converter.evaluation.verification import compare_first_layers, compare_generation, precision
 from converter.graph.graph import Graph
-from converter.graph.memory import RUNTIME_BYTES, reference_memory, session_memory
 from converter.graph.names import is_of_layer, plain_initializer
 from converter.graph.tensors import model_weights
 from converter.model.decoder import EMBEDDING, Decoder

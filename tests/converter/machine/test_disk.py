@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from converter.calibration.disk import calibration_disk
 from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
@@ -18,8 +17,7 @@ from converter.graph.tensors import model_weights
 from converter.machine.disk import Room, room_problems
 from converter.recipe.schema import Recipe
 from converter.speed.formats import choices, variant_bytes
-from converter.storage.cache import FOLDER_VARIABLE, Cache
-from converter.weights.spill import Spill
+from converter.storage.cache import FOLDER_VARIABLE
 from passes.formats import ChooseFormats
 
 CALIBRATION = ["calibration.tokens=256", "calibration.sequence_length=32"]
@@ -84,64 +82,6 @@ def test_a_run_is_refused_before_it_reads_weights(
     for name in ["20.00 kB free", *named]:
         assert name in str(raised.value)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["quant=best"],
-        ["quant=awq", "calibration.inputs=float"],
-        ["quant=best", "quant.bits_per_weight=5.5"],
-    ],
-    ids=["best", "float", "mixed"],
-)
-def test_calibration_takes_the_disk_that_was_said(
-    make_recipe: Callable[..., Recipe],
-    build: Callable[..., Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    words: list[str],
-) -> None:
-    """Against what lies in spills and entries whenever a spill is written or closed."""
-    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
-    words = [*words, *CALIBRATION, "quant.block_size=16", "quant.embedding.block_size=16"]
-    spills: dict[int, int] = {}
-    seen: list[int] = [0]
-    write = Spill.__setitem__
-
-    def counted(spill: Spill, index: int | slice, value: Any) -> None:
-        write(spill, index, value)
-        spills[spill._file.fileno()] = spill.count * spill._nbytes
-        seen.append(sum(spills.values()) + folder_bytes(tmp_path))
-
-    close = Spill.close
-
-    def closed(spill: Spill) -> None:
-        spills.pop(spill._file.fileno(), None)
-        close(spill)
-
-    monkeypatch.setattr(Spill, "__setitem__", counted)
-    monkeypatch.setattr(Spill, "close", closed)
-    decoder = build(*words).decoder
-    recipe = make_recipe(*words)
-    planned = calibration_disk(recipe, decoder, Cache(tmp_path))
-    build(*words, until="quantize")
-    assert planned == pytest.approx(max(*seen, folder_bytes(tmp_path)), rel=0.25)
-    # Another budget's layers are of no use, and its statistics are.
-    if recipe.quant.mixed:
-        build(*words, "quant.bits_per_weight=4.6", until="quantize")
-    # All that it would make is there now.
-    left = calibration_disk(recipe, decoder, Cache(tmp_path))
-    assert left <= (0 if not recipe.quant.mixed else planned / 2)
-
-
-def folder_bytes(folder: Path) -> int:
-    return sum(
-        path.stat().st_size
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in (".json",)
-    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,223 @@
+"""How much memory and disk the steps of a conversion take, from shapes alone.
+
+The memory of plain conversions comes within 25 % of what is measured (docs/performance.md). That of
+calibration and evaluation is an upper bound, often a quarter above what is measured: it adds up
+what need not live at the same time. The disk is what a step needs at least, because a run without
+it is refused. `benchmarks/plan_accuracy.py` compares the estimates with conversions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from converter.graph.formats import candidate_formats
+from converter.graph.matrices import graph_matrices, matrix_format
+from converter.model.decoder import Decoder
+from converter.quantization.mixed import matrix_bytes
+from converter.quantization.quantized_matrix import QuantizedMatrix
+from converter.recipe.schema import EvaluateConfig, Recipe
+from converter.storage.cache import Cache, Entry
+from converter.weights.weight import GroupPart, Weight
+
+FLOAT = 4
+"""Bytes of a float32."""
+CODES_BYTES = 30
+"""Bytes per value of a tile while it is quantized: source, float32 copies, codes, packed codes."""
+FINITE_BYTES = 3
+"""Bytes per value of the masks that the check for NaN makes, besides one copy of the tile."""
+THREAD_BYTES = 15_000_000
+"""A worker's own share: tiles of the source, the allocator's reserve."""
+RUNTIME_BYTES = 400_000_000
+"""onnxruntime and transformers with their libraries, buffers and logits."""
+SESSION_COPIES = 1.05
+"""Bytes in memory per byte of weights in a session: kernels keep them in a form of their own."""
+DEQUANTIZE_BYTES = 16
+"""Bytes per value of a whole matrix while the reference reads it: four float32 copies."""
+LIBRARIES_BYTES = 150_000_000
+"""transformers' Llama, the tokenizer, the text, and what the allocator keeps."""
+FACTOR_BYTES = 16
+"""Bytes per value of GPTQ's factor as it is made in float64, besides H itself."""
+TILE_BYTES = 24
+"""Bytes per value of the rows that a core rounds at a time; GPTQ with its refinement takes most."""
+CODED_BYTES = 1.3
+"""Bytes per value of finished codes, unpacked until the layer ends."""
+INSTALL_BYTES = 8
+"""Bytes per value of a matrix as its codes become the float32 weights of the rounded layer."""
+
+
+def writing_memory(weights: Iterable[Weight], threads: int | None) -> int:
+    """Bytes that writing these weights takes; every thread works on a tile of its own."""
+    tile = max((_tile_memory(weight) for weight in weights), default=0)
+    return (threads or os.cpu_count() or 1) * (tile + THREAD_BYTES)
+
+
+def _tile_memory(weight: Weight) -> int:
+    if isinstance(weight, GroupPart) and isinstance(weight.group, QuantizedMatrix):
+        start, stop = next(weight.group.tiles())
+        return (stop - start) * weight.group.source.shape[1] * CODES_BYTES
+    start, stop = next(iter(weight.tiles()), (0, 0))
+    values = (stop - start) * math.prod(weight.shape[1:])
+    copies = weight.dtype.itemsize + FINITE_BYTES if weight.dtype.is_floating_point else 0
+    return values * (weight.dtype.itemsize + copies)
+
+
+def session_memory(nbytes: int) -> int:
+    """Bytes that the runtime takes for a model whose weights have `nbytes`."""
+    return RUNTIME_BYTES + round(SESSION_COPIES * nbytes)
+
+
+def reference_memory(decoder: Decoder) -> int:
+    """Bytes that the reference takes: a layer in float32, and its largest matrix being read."""
+    layer = _first_layer(decoder)
+    return sum(layer) * FLOAT + max(layer) * DEQUANTIZE_BYTES
+
+
+def evaluation_memory(config: EvaluateConfig, decoder: Decoder, nbytes: int) -> int:
+    """Bytes that an evaluation takes at most; `nbytes` are the folder's weights.
+
+    The float model, and when it is gone the runtime; beside each the logits of a chunk, float32
+    (n_ctx, vocab_size), and the scored halves and tiles that are compared: four times as much.
+    """
+    logits = config.n_ctx * decoder.architecture.vocab_size * FLOAT
+    larger = max(reference_memory(decoder), session_memory(nbytes))
+    return LIBRARIES_BYTES + larger + 4 * logits
+
+
+def calibration_memory(recipe: Recipe, decoder: Decoder) -> int:
+    """Bytes that calibrated quantization takes at most: in its worst layer, or for lm_head."""
+    arch, shapes, weighted = decoder.architecture, _shapes(recipe, decoder), _weighted(recipe)
+    square = FACTOR_BYTES if recipe.quant.round == "gptq" else FLOAT
+    wide, narrow = (9, 30) if weighted else (6, 12)  # float32 tensors of a batch
+    batch = shapes.batch * (wide * arch.intermediate_size + narrow * arch.hidden_size) * FLOAT
+    tiles = shapes.tiles * TILE_BYTES + shapes.matrix * INSTALL_BYTES
+    alive = 3 if recipe.quant.mixed else 1  # layers whose H live together
+    layer = shapes.layer * (shapes.itemsize + CODED_BYTES)
+    layer += alive * sum(columns**2 for columns in shapes.columns) * FLOAT
+    layer += max(batch, tiles, max(shapes.columns) ** 2 * square)
+    if recipe.calibration.inputs == "float":
+        layer += 2 * shapes.held * sum(shapes.columns) * FLOAT
+    head = arch.vocab_size * arch.hidden_size * FLOAT + arch.hidden_size**2 * (square + FLOAT)
+    head += max(tiles, 5 * shapes.length * arch.vocab_size * FLOAT if weighted else 0)
+    return LIBRARIES_BYTES + round(max(layer, head))
+
+
+def calibration_disk(recipe: Recipe, decoder: Decoder, cache: Cache) -> int:
+    """Bytes that the disk of the cache has to have free before the run, at least.
+
+    The gradients are gone when the walk begins; statistics and finished layers stay. What an
+    earlier run of the same checkpoint has left of those is there already.
+    """
+    arch, shapes = decoder.architecture, _shapes(recipe, decoder)
+    hidden = shapes.tokens * arch.hidden_size * FLOAT
+    entries = [item for item in cache.entries_of(decoder.checkpoint) if _serves(item, recipe)]
+    kept, made = _codes_disk(recipe, decoder), _made(entries)
+    if recipe.calibration.inputs == "float":
+        statistics = _statistics_disk(decoder, shapes)
+        kept += statistics
+        most = max(kept, statistics + hidden)
+    else:  # states twice, for a killed run to go on from, and in a layer the inputs of two stages
+        inner = shapes.tokens * (shapes.columns[1] + shapes.columns[3]) * shapes.itemsize
+        most = kept + 2 * hidden + max(hidden, inner)
+    walk = most - made if kept > made else 0
+    fresh = all(item.key.get("entry") != "fisher" for item in entries)
+    states = (arch.num_hidden_layers + 1) * hidden * shapes.itemsize // FLOAT
+    return max(0, walk, states + hidden if fresh and _weighted(recipe) else 0)
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """What a calibration's memory and disk are counted in.
+
+    Attributes:
+        tokens: all of them; `held` judge, `batch` run together, and a sequence has `length`.
+        columns: what the four stages of a layer read (`converter.calibration.layer`).
+        layer: values of one layer; `matrix` those of its largest matrix.
+        tiles: values of all rows that are rounded at the same time.
+        itemsize: bytes of a value in the matrix products.
+    """
+
+    tokens: int
+    held: int
+    batch: int
+    length: int
+    columns: tuple[int, int, int, int]
+    layer: int
+    matrix: int
+    tiles: int
+    itemsize: int
+
+
+def _shapes(recipe: Recipe, decoder: Decoder) -> _Shapes:
+    # numba, which only recipes that calibrate have to wait for
+    from converter.calibration.calibrate import compute_dtype
+    from converter.calibration.rounding import TILE_ROWS, TILE_VALUES
+    from converter.calibration.tokens import BATCH_VALUES, held_back
+
+    arch, config = decoder.architecture, recipe.calibration
+    length, layer = config.sequence_length, _first_layer(decoder)
+    count = max(1, config.tokens // length)
+    together = max(1, BATCH_VALUES // (length * arch.intermediate_size))
+    mixture = arch.num_attention_heads * arch.head_dim
+    columns = (arch.hidden_size, mixture, arch.hidden_size, arch.intermediate_size)
+    rows = max(TILE_VALUES, TILE_ROWS * max(columns))
+    return _Shapes(
+        tokens=count * length,
+        held=held_back(count) * length,
+        batch=min(count, together) * length,
+        length=length,
+        columns=columns,
+        layer=sum(layer),
+        matrix=max(layer),
+        tiles=min((recipe.threads or os.cpu_count() or 1) * rows, max(layer)),
+        itemsize=compute_dtype(config, decoder).itemsize,
+    )
+
+
+def _first_layer(decoder: Decoder) -> list[int]:
+    """Values of the weights of a layer; all layers have the same."""
+    return [item.numel for name, item in decoder.weights.items() if name.startswith("layers.0.")]
+
+
+def _weighted(recipe: Recipe) -> bool:
+    """Whether tokens count by their gradients, which are taken first then."""
+    return recipe.quant.token_weights != "none" or recipe.quant.mixed
+
+
+def _serves(entry: Entry, recipe: Recipe) -> bool:
+    """Whether a run of the recipe may find this entry of its checkpoint; a lower bound needs no
+    more, so tokens and layout are not compared."""
+    quant, own = entry.key.get("quant"), asdict(recipe.quant.without_budget())
+    return entry.key.get("pass") == "quantize" and quant in (None, own)
+
+
+def _made(entries: Iterable[Entry]) -> int:
+    """Bytes of the statistics, and of the layers of one budget: the formats that has most."""
+    by_formats: dict[str, int] = {}
+    for entry in entries:
+        formats = json.dumps(entry.key.get("forms"), sort_keys=True)
+        by_formats[formats] = by_formats.get(formats, 0) + entry.nbytes
+    return by_formats.pop("null", 0) + max(by_formats.values(), default=0)
+
+
+def _codes_disk(recipe: Recipe, decoder: Decoder) -> int:
+    """The finished matrices: packed codes, float32 scales, zero points of a byte each; under a
+    budget each in the smallest of its formats."""
+    total = 0
+    for matrix in graph_matrices(recipe, decoder):
+        own = matrix_format(matrix.name, recipe.quant)
+        options = candidate_formats(matrix, recipe.quant) if recipe.quant.mixed else [own]
+        sizes = [matrix_bytes(matrix.rows, matrix.columns, form, FLOAT) for form in options if form]
+        total += min(sizes, default=0)
+    return total
+
+
+def _statistics_disk(decoder: Decoder, shapes: _Shapes) -> int:
+    """What `calibration.inputs=float` keeps of every layer and of lm_head: each stage's H, float32
+    (columns, columns), and the held-back inputs, float32 (held tokens, columns)."""
+    arch = decoder.architecture
+    columns = [*shapes.columns * arch.num_hidden_layers, arch.hidden_size]
+    return sum(count * (count + shapes.held) for count in columns) * FLOAT
