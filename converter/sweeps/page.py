@@ -155,7 +155,7 @@ def _decimals(values: Iterable[float]) -> int:
     sizes = [abs(value) for value in values if value and math.isfinite(value)]
     if all(size == int(size) for size in sizes):
         return 0
-    return min(9, max(0, _SIGNIFICANT - math.ceil(math.log10(min(sizes)))))
+    return min(9, max(0, _SIGNIFICANT - 1 - math.floor(math.log10(min(sizes)))))
 
 
 def _state(rows: Sequence[Row]) -> str:

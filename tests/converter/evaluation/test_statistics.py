@@ -12,7 +12,6 @@ from converter.evaluation import statistics as evaluation
 from converter.evaluation.reference_file import (
     ReferenceFile,
     ReferenceHeader,
-    reference_key,
     write_reference,
 )
 from converter.evaluation.statistics import KLAccumulator, summarize
@@ -202,67 +201,3 @@ def test_the_stored_reference_keeps_the_divergence(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.same_top, exact.same_top)
     size = (tmp_path / "cache" / "base.kld").stat().st_size
     assert size < 2 * reference.numel() + 90 * 16 + 512
-
-
-def test_extreme_rows_survive_storing(tmp_path: Path) -> None:
-    reference = torch.zeros(2, 50)
-    reference[1, 0], reference[1, 1] = 500.0, -500.0
-    file = stored(tmp_path / "base.kld", reference, torch.zeros(2, dtype=torch.int64), chunks=1)
-    logits = file.chunk(0).logits
-    assert torch.equal(logits[0], torch.zeros(50))
-    torch.testing.assert_close(
-        logits[1].double().softmax(-1), reference[1].double().softmax(-1), atol=1e-12, rtol=0
-    )
-
-
-def test_an_interrupted_reference_leaves_nothing(tmp_path: Path) -> None:
-    header = ReferenceHeader("key", 2, 4, 10)
-
-    def interrupted() -> None:
-        with write_reference(tmp_path / "base.kld", header) as writer:
-            writer.add(torch.ones(4, 10), torch.zeros(4, dtype=torch.int64))
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    with pytest.raises(ValueError, match="0 chunks"), write_reference(tmp_path / "b", header):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_reference_with_nan_is_refused(tmp_path: Path) -> None:
-    rows = torch.ones(4, 10)
-    rows[2, 5] = float("nan")
-    with pytest.raises(ConvertError, match="not finite"):
-        stored(tmp_path / "base.kld", rows, torch.zeros(4, dtype=torch.int64), chunks=1)
-
-
-def test_damaged_or_foreign_reference_files_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "base.kld"
-    stored(path, torch.ones(4, 10), torch.zeros(4, dtype=torch.int64), chunks=1)
-    data = path.read_bytes()
-    with pytest.raises(ConvertError, match="is for the key key"):
-        ReferenceFile(path, "another")
-    for broken, message in [
-        (data[:-1], f"has {len(data) - 1} bytes"),
-        (b"GGUF" + data[4:], "does not start as such a file"),
-        (data.replace(b'"key"', b'"kay"', 1), "damaged header"),
-        (data.replace(b'"version": 1', b'"version": 9'), "has version 9"),
-        (data[:9], "damaged header|does not start"),
-    ]:
-        path.write_bytes(broken)
-        with pytest.raises(ConvertError, match=message):
-            ReferenceFile(path, "key")
-
-
-def test_the_key_depends_on_model_tokens_and_first_position() -> None:
-    ids = np.arange(12, dtype=np.int64).reshape(2, 6)
-    keys = {
-        reference_key("a", ids, 3),
-        reference_key("b", ids, 3),
-        reference_key("a", ids, 2),
-        reference_key("a", ids.reshape(3, 4), 3),
-        reference_key("a", ids + 1, 3),
-    }
-    assert len(keys) == 5
-    assert reference_key("a", ids.copy(), 3) in keys
