@@ -83,8 +83,8 @@ def evaluation_memory(config: EvaluateConfig, decoder: Decoder, nbytes: int) -> 
     (n_ctx, vocab_size), and the scored halves and tiles that are compared: four times as much.
     """
     logits = config.n_ctx * decoder.architecture.vocab_size * FLOAT
-    larger = max(reference_memory(decoder), session_memory(nbytes))
-    return LIBRARIES_BYTES + larger + 4 * logits
+    reference = LIBRARIES_BYTES + reference_memory(decoder)
+    return max(reference, session_memory(nbytes)) + 4 * logits
 
 
 def calibration_memory(recipe: Recipe, decoder: Decoder) -> int:
