@@ -4,12 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from convert_card.settings import CardConfig
-from converter.engine.contract import Done, Pass, Run
-from converter.errors import Problem
-from converter.model.decoder import Decoder
-from converter.output.package import Package
-from converter.recipe.guest_slots import own_settings
-from converter.recipe.schema import Recipe
+from converter.engine import Decoder, Done, Package, Pass, Problem, Recipe, Run, own_settings
 
 
 class Card(Pass[Package, Package]):
