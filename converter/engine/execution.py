@@ -159,7 +159,10 @@ def _outline(artifact: Any) -> object:
     if not isinstance(artifact, Graph):
         return None
     graph = artifact.model.graph
-    nodes = [(node.op_type, node.name, tuple(map(id, node.inputs))) for node in graph]
+    nodes = [
+        (node.op_type, node.name, tuple(map(id, node.inputs)), tuple(node.attributes.items()))
+        for node in graph
+    ]
     values = [(value.name, value.dtype) for value in (*graph.inputs, *graph.outputs)]
     tensors = {name: id(value.const_value) for name, value in graph.initializers.items()}
     return nodes, values, tensors

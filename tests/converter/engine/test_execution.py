@@ -4,15 +4,20 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 from converter.engine.contract import Done, Pass, Run
 from converter.engine.execution import run_recipe
 from converter.errors import ConvertError, Problem
+from converter.graph.graph import Graph
+from converter.graph.tensors import add_initializer
 from converter.recipe.schema import Recipe
 from converter.storage.staging import LOCK, open_folder, open_staging
 
@@ -87,6 +92,72 @@ def test_ensures_stops_a_bad_result(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match="middle: too large"):
         run_recipe(recipe(tmp_path), [Start(), Middle(), Middle()])
     assert list(tmp_path.iterdir()) == []
+
+
+def graph_of(*names: str) -> Graph:
+    """A graph of one node, between values of these names."""
+    start, end = (ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT)) for name in names)
+    node = ir.node("Identity", [start], outputs=[end], name="node")
+    model = ir.Model(ir.Graph([start], [end], nodes=[node]), ir_version=10)
+    return Graph(SimpleNamespace(), model, 1, {})  # type: ignore[arg-type]
+
+
+class MakeGraph(Pass[None, Graph]):
+    name = "make"
+
+    def run(self, artifact: None, run: Run) -> Done[Graph]:
+        return Done(graph_of("x", "y"))
+
+
+class Rewrite(Pass[Graph, Graph]):
+    """Does to the graph what `change` says, and gives it back."""
+
+    name = "rewrite"
+    change: Callable[[ir.Graph], None] = staticmethod(lambda graph: None)
+
+    def run(self, artifact: Graph, run: Run) -> Done[Graph]:
+        self.change(artifact.model.graph)
+        return Done(artifact)
+
+
+class RewriteAsSaid(Rewrite):
+    changes_input = True
+
+
+def _rename(graph: ir.Graph) -> None:
+    graph.outputs[0].name = "z"
+
+
+def _retype(graph: ir.Graph) -> None:
+    graph.inputs[0].dtype = ir.DataType.FLOAT16
+
+
+def _add_initializer(graph: ir.Graph) -> None:
+    add_initializer(graph, ir.tensor(np.ones(1), name="new"))
+
+
+def _turn_attribute(graph: ir.Graph) -> None:
+    graph[0].attributes.add(ir.AttrInt64("axis", 1))
+
+
+def _append(graph: ir.Graph) -> None:
+    graph.append(ir.node("Neg", [graph.outputs[0]], name="more"))
+
+
+@pytest.mark.parametrize("change", [_rename, _retype, _add_initializer, _turn_attribute, _append])
+def test_a_pass_that_changes_its_graph_must_say_so(
+    tmp_path: Path, change: Callable[[ir.Graph], None]
+) -> None:
+    silent, open_about_it = Rewrite(), RewriteAsSaid()
+    silent.change = open_about_it.change = change
+    with pytest.raises(ConvertError, match="rewrite changed the graph that it was given"):
+        run_recipe(recipe(tmp_path), [MakeGraph(), silent])
+    assert list(tmp_path.iterdir()) == []
+    assert run_recipe(recipe(tmp_path), [MakeGraph(), open_about_it]).is_dir()
+
+
+def test_a_pass_that_leaves_its_graph_alone_need_not_say_so(tmp_path: Path) -> None:
+    assert run_recipe(recipe(tmp_path), [MakeGraph(), Rewrite()]).is_dir()
 
 
 def test_an_existing_output_is_kept_unless_overwritten(tmp_path: Path) -> None:
