@@ -1,3 +1,5 @@
+"""Quantized operators against onnxruntime's quantizer, and against their own weights."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -8,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 from oracle import run_graph
+from targets import HALF, IDS, INT4, TARGETS, logits, relative_error, words_for
 
-from converter.engine.execution import check
-from converter.engine.registry import make_passes
-from converter.errors import ConvertError
-from converter.graph.names import MATRIX
+from converter.graph.names import DATA_FILE, MATRIX
 from converter.model.reference import Reference
+from converter.output.model_writer import write_model
 
 oracle = pytest.importorskip("onnxruntime.capi._pybind_state")
 
@@ -110,17 +111,6 @@ def test_scales_have_the_graphs_float_type(build: Callable[..., Any]) -> None:
     assert {str(value.dtype) for value in scales} == {"FLOAT16"}
 
 
-def test_a_block_size_that_does_not_divide_is_refused_with_every_matrix(
-    make_recipe: Callable[..., Any],
-) -> None:
-    recipe = make_recipe("quant=rtn", "quant.block_size=64", "verify=none")
-    with pytest.raises(ConvertError) as caught:
-        check(recipe, make_passes(recipe.passes), None)
-    text = str(caught.value)
-    assert "down_proj has 96 columns, which blocks of 64 do not divide" in text
-    assert "quant.block_size=32" in text
-
-
 def test_padding_makes_it_possible(build: Callable[..., Any], tmp_path: Path) -> None:
     words = ["quant=rtn", "quant.block_size=64", "quant.pad_last_block=true"]
     graph = build(*words, "quant.accuracy_level=1", until="quantize")
@@ -155,3 +145,38 @@ def test_fp16_scales_are_widened_by_the_runtime_when_it_loads(
     seen = onnx.load(optimized).graph
     cast = {name for node in seen.node if node.op_type == "Cast" for name in node.input}
     assert not cast & {tensor.name for tensor in seen.initializer}
+
+
+@pytest.mark.parametrize("words", [
+    *(words_for(target, *INT4, "quant.accuracy_level=1") for target in TARGETS),
+    [*words_for("cuda", *INT4), "target.float_type=bf16"],
+    [*words_for("cpu", *INT4), "target.packed_gate_up=true", "quant.accuracy_level=1"],
+    [*words_for("nvtensorrtrtx", *INT4), "quant.lm_head.bits=8"],
+    [*words_for("cpu", *INT4), "quant.symmetric=false", "quant.accuracy_level=1"],
+], ids=" ".join)  # fmt: skip
+def test_an_int4_graph_computes_with_its_dequantized_weights(
+    build: Callable[..., Any], make_recipe: Callable[..., Any], tmp_path: Path, words: list[str]
+) -> None:
+    graph = build(*words, until="quantize")
+    reference = Reference(graph.decoder.architecture, graph.shipped)
+    expected = reference.logits(reference.hidden_states(IDS)[0])
+    limit = HALF[make_recipe(*words).target.float_type]
+    assert relative_error(logits(graph, tmp_path)[0], expected) < limit
+
+
+@pytest.mark.parametrize("words", [[], [*INT4], [*INT4, "quant.symmetric=false"]], ids=str)
+def test_tied_embeddings_are_stored_once(
+    build: Callable[..., Any], tmp_path: Path, words: list[str]
+) -> None:
+    words = [*words, "quant.accuracy_level=1"]
+    size = {}
+    for tied in (False, True):
+        graph = build(*words, until="quantize" if INT4[0] in words else "graph",
+                      tie_word_embeddings=tied)  # fmt: skip
+        write_model(graph.model, tmp_path)
+        size[tied] = (tmp_path / DATA_FILE).stat().st_size
+    reference = Reference(graph.decoder.architecture, graph.shipped)
+    expected = reference.logits(reference.hidden_states(IDS)[0])
+    assert relative_error(logits(graph, tmp_path)[0], expected) < 1e-5
+    table = 160 * 64 * (4 if not words[:-1] else 1 / 2 + 4 / 32)
+    assert size[False] - size[True] == pytest.approx(table, rel=0.1)

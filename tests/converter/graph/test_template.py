@@ -1,4 +1,4 @@
-"""The graph against transformers' Llama, with the rows put in order by InternLM2's own rule."""
+"""Every target's graph on the CPU provider, against transformers on the same weights."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
-from oracle import llama_of, run_graph
+from oracle import feeds, llama_of, run_graph
+from targets import HALF, IDS, TARGETS, logits, relative_error, words_for
+
+from converter.output.model_writer import write_model
 
 
 @pytest.mark.slow
@@ -107,3 +112,70 @@ def test_other_families_cost_yaml_only(
     with torch.no_grad():
         expected = model(ids).logits
     assert torch.allclose(run_graph(artifact.model, tmp_path, ids), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("words", [
+    *(words_for(target) for target in TARGETS),
+    ["target=cuda", "target.float_type=bf16"],
+    ["target=nvtensorrtrtx", "target.float_type=bf16"],
+    ["target=webgpu", "target.float_type=fp32"],
+    ["target=webgpu", "target.graph_capture=true", "graph.last_token_logits=true"],
+    ["target=cpu", "target.float_type=fp16"],
+    ["target=cpu", "target.packed_gate_up=true"],
+    ["target=cpu", "target.fused_norm=false"],
+], ids=" ".join)  # fmt: skip
+def test_a_float_graph_computes_the_model(
+    build: Callable[..., Any], make_recipe: Callable[..., Any], tmp_path: Path, words: list[str]
+) -> None:
+    graph = build(*words)
+    with torch.no_grad():
+        expected = llama_of(graph.decoder.checkpoint)(IDS).logits
+    limit = HALF[make_recipe(*words).target.float_type]
+    assert relative_error(logits(graph, tmp_path), expected) < limit
+
+
+def test_only_a_graph_made_for_capture_computes_its_lengths_on_the_device(
+    build: Callable[..., Any],
+) -> None:
+    def operators(*words: str) -> set[str]:
+        return {node.op_type for node in build(*words, "target=webgpu").model.graph}
+
+    assert "Shape" in operators()
+    assert "Shape" not in operators("target.graph_capture=true")
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda", "dml"])
+def test_last_token_logits_are_each_prompts_own(
+    build: Callable[..., Any], tmp_path: Path, target: str
+) -> None:
+    """A batch of 7 and 3 tokens, the shorter one padded on the right, then one more step."""
+    ids = np.array([[5, 9, 33, 2, 150, 77, 8], [8, 120, 41, 0, 0, 0, 0]])
+    mask = np.array([[1] * 7, [1, 1, 1, 0, 0, 0, 0]])
+    found = _steps(build(f"target={target}", "graph.last_token_logits=true"), tmp_path, ids, mask)
+    whole = _steps(build(f"target={target}"), tmp_path, ids, mask)
+    assert found[0].shape == (2, 1, 160)
+    expected = np.stack([whole[0][0, 6], whole[0][1, 2]])
+    assert np.allclose(found[0][:, 0], expected, atol=1e-2 if target != "cpu" else 1e-5)
+    assert np.allclose(found[1], whole[1], atol=1e-2 if target != "cpu" else 1e-5)
+
+
+def _steps(graph: Any, folder: Path, ids: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+    """Logits of the prompts and of one more token each, as onnxruntime-genai feeds them."""
+    write_model(graph.model, folder)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    given = feeds(session, ids)
+    for name in given:
+        if name.startswith("past"):
+            given[name] = np.zeros((2, *given[name].shape[1:]), given[name].dtype)
+    given["attention_mask"] = mask
+    if "position_ids" in given:
+        given["position_ids"] = np.maximum(mask.cumsum(1) - 1, 0)
+    first = session.run(None, given)
+    names = [item.name for item in session.get_outputs()]
+    later = dict(zip((n.replace("present", "past_key_values") for n in names), first, strict=True))
+    del later["logits"]
+    later["input_ids"] = np.array([[9], [33]])
+    later["attention_mask"] = np.concatenate([mask, [[1], [1]]], axis=1)
+    if "position_ids" in given:
+        later["position_ids"] = mask.sum(1, keepdims=True)
+    return [first[0].astype(np.float32), session.run(["logits"], later)[0].astype(np.float32)]
