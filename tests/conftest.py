@@ -51,6 +51,18 @@ def demo_decoder() -> Any:
     return build_decoder(checkpoint, layout, read_architecture(checkpoint.config))
 
 
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model as int4, converted once. Do not write into it."""
+    from converter.cli.compose import compose_recipe
+    from converter.engine.execution import run_recipe
+    from converter.engine.registry import make_passes
+
+    output = tmp_path_factory.mktemp("demo") / "model"
+    recipe = compose_recipe(["recipe=demo", "verify=none", f"output='{output}'"])
+    return run_recipe(recipe, make_passes(recipe.passes))
+
+
 @pytest.fixture
 def make_recipe() -> Callable[..., Any]:
     """A recipe with tiny synthetic weights: `make_recipe("quant=rtn", num_hidden_layers=1)`."""
