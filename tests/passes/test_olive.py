@@ -135,13 +135,13 @@ def test_olives_evaluator_agrees_with_the_logits(
 ) -> None:
     rows: list[list[int]] = []
     module = sys.modules[Olive.__module__]
-    chosen = module._evaluation_rows
+    chosen = module.evaluation_rows
 
     def remembered(*args: Any) -> list[list[int]]:
         rows.extend(chosen(*args))
         return rows
 
-    monkeypatch.setattr(module, "_evaluation_rows", remembered)
+    monkeypatch.setattr(module, "evaluation_rows", remembered)
     folder, lock = convert(tmp_path / "out", "recipe=demo_olive_evaluate")
     facts = lock["facts"]["olive"]
     ids = np.asarray(rows, dtype=np.int64)
