@@ -14,7 +14,7 @@ import pytest
 from converter.errors import ConvertError
 from converter.tokenizer import TokenizerFiles, prepare_tokenizer
 from converter.tokenizer.chat_template import PUBLISHED_TEMPLATE, TOOL_TEMPLATE
-from converter.tokenizer.merges import SAFE_SPLIT_PATTERN, WHOLE_TEXT_PATTERN, split_pattern
+from converter.tokenizer.merges import SAFE_SPLIT_PATTERN, WHOLE_TEXT_PATTERN
 
 VOCAB_SIZE = 500
 FIRST_PLACEHOLDER = 490
@@ -125,20 +125,6 @@ def test_trained_models_keep_their_ids(
     texts = sentences() + ["".join(rng.choices(parts, k=rng.randint(1, 30))) for _ in range(3000)]
     assert encodings(prepared, texts) == processor.encode(texts)
     assert prepared.files["tokenizer.model"] == content
-
-
-def test_split_pattern_never_cuts_a_piece() -> None:
-    """Against the regular expression itself, by the engine that `tokenizers` uses."""
-    from tokenizers import Regex
-    from tokenizers.pre_tokenizers import Split
-
-    split = Split(Regex(SAFE_SPLIT_PATTERN), "isolated")
-    characters = "a\u4e2d.\u2581 \n\t\r09"
-    for text in map("".join, itertools.product(characters, repeat=4)):
-        parts = [part for part, _ in split.pre_tokenize_str(text)]
-        assert "".join(parts) == text
-        for left, right in itertools.pairwise(parts):
-            assert split_pattern([left[-1] + right[0]]) == WHOLE_TEXT_PATTERN or right[0] == " "
 
 
 # --- special tokens, stops, templates ---

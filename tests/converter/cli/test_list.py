@@ -1,0 +1,62 @@
+"""`convert list`: what its lines say, against what the recipes compose to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from published import published_config, published_names
+
+from converter.cli.compose import compose_recipe
+from converter.cli.list import overview, parameters, recipe_line
+from converter.model.architecture import read_architecture
+from converter.model.decoder import published_shapes
+from converter.recipe.tree import Tree, built_in_models
+
+
+def counted(config: dict[str, Any]) -> int:
+    """The number of weights, from the shapes of the checkpoint's tensors."""
+    import math
+
+    layout = compose_recipe(["recipe=internlm2_7b_cpu_int4"]).layout
+    shapes = published_shapes(layout, read_architecture(config))
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+@pytest.mark.parametrize("name", published_names())
+def test_a_models_size_is_that_of_its_tensors(name: str) -> None:
+    config = published_config(name)
+    assert parameters(config) == f"{counted(config) / 1e9:.1f} B"
+
+
+@pytest.mark.parametrize("config", [{}, {"hidden_size": 64}, {"num_attention_heads": 0}, "x"])
+def test_without_sizes_nothing_is_said(config: Any) -> None:
+    assert parameters(config) == ""
+
+
+def test_small_models_are_counted_in_millions() -> None:
+    demo = compose_recipe(["recipe=demo", "source.kind=demo"])
+    text = parameters(demo.model.config) or "0 M"
+    assert text.endswith(" M")
+
+
+@pytest.mark.parametrize(
+    "name", ["internlm2_7b_chat_cuda_int4", "internlm2_20b_cpu_fp32", "internlm2_1_8b_dml_fp16"]
+)
+def test_a_line_says_what_the_recipe_composes_to(name: str) -> None:
+    line, recipe = recipe_line(name, Tree()), compose_recipe([f"recipe={name}"])
+    assert line.name == name and line.target == recipe.target.execution_provider
+    assert line.source == recipe.source.repo
+    if recipe.quant.round == "none":
+        assert line.precision == recipe.target.float_type
+    else:
+        assert line.precision.startswith(f"int{recipe.quant.bits} ")
+    assert line.size == parameters(recipe.model.config)
+
+
+def test_the_overview_fits_a_terminal_and_names_every_model_once() -> None:
+    lines = overview()
+    assert max(map(len, lines)) <= 100
+    first = [line.split()[0] for line in lines if line]
+    for name in built_in_models():
+        assert first.count(name) == 1
