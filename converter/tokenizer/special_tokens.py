@@ -121,7 +121,7 @@ def _right_id(
     if content in piece_ids:
         return piece_ids[content]
     count = len(model.pieces)
-    if index is not None and index < count and is_placeholder(model.pieces[index]):
+    if index is not None and 0 <= index < count and is_placeholder(model.pieces[index]):
         return index
     if chat_token_id(model, content) is not None:
         return chat_token_id(model, content)

@@ -251,7 +251,7 @@ def test_git_lfs_pointer(tmp_path: Path) -> None:
 
 def test_tokenizer_larger_than_the_embedding(tmp_path: Path, model: bytes) -> None:
     found = problems_of(checkpoint(tmp_path, model), vocab_size=VOCAB_SIZE - 1)
-    assert found[0].endswith(f"has {VOCAB_SIZE} pieces, the embedding {VOCAB_SIZE - 1} rows")
+    assert found[0].endswith(f"has {VOCAB_SIZE} pieces, the embedding {VOCAB_SIZE - 1} rows.")
 
 
 def test_unigram_model(tmp_path: Path) -> None:
