@@ -50,25 +50,6 @@ def test_everything_wrong_is_listed_at_once() -> None:
         assert part in text
 
 
-@pytest.mark.parametrize(
-    ("values", "part"),
-    [
-        ({"quant": {"block_size": 48}}, "set quant.block_size=32"),
-        ({"quant": {"block_size": 8}}, "set quant.block_size=16"),
-        ({"quant": {"embedding": {"block_size": 512}}}, "set quant.embedding.block_size=256"),
-        ({"target": {"rotary_in_attention": False}}, "target.packed_qkv=false"),
-        ({"target": {"float_type": "bf16"}}, "target.float_type=bf16"),
-        ({"graph": {"context_length": 0}}, "graph.context_length=0"),
-        ({"threads": 0}, "threads=0"),
-        ({"target": {"threads": 9999}}, "target.threads=9999"),
-        ({"target": {"threads": -1}}, "target.threads=-1"),
-        ({"source": {"kind": "demo", "path": "/models/mine"}}, "source.path=/models/mine"),
-    ],
-)
-def test_impossible_values_say_the_nearest_possible(values: dict[str, Any], part: str) -> None:
-    assert part in problems(values)
-
-
 def test_a_wrong_type_hides_no_impossible_value_but_its_own() -> None:
     text = problems(
         {

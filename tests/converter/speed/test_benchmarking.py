@@ -114,30 +114,3 @@ def test_results_that_cannot_be_written_are_said_before_the_work(
         run_verb("bench", [str(folder), str(folder / "missing"), *words])
     assert len(caught.value.problems) == 3
     assert "a file .png or .svg" in str(caught.value)
-
-
-@pytest.mark.slow
-def test_the_pass_puts_its_figures_into_the_lock_file(
-    make_recipe: Callable[..., Any], tmp_path: Path
-) -> None:
-    recipe = make_recipe(
-        "benchmark=standard",
-        "benchmark.rounds=1",
-        "benchmark.new_tokens=2",
-        "benchmark.prompt_lengths=[4]",
-    )
-    recipe.output = str(tmp_path / "out")
-    run_recipe(recipe, make_passes([*PASSES, "benchmark"]))
-    facts = json.loads((tmp_path / "out/convert.lock.json").read_text())["facts"]["benchmark"]
-    assert facts["decode_tokens_per_second"]["median"] > 0
-    assert facts["bandwidth"] > 1e8
-    assert "folder" not in facts
-
-
-def test_a_provider_that_is_not_there_is_not_measured(
-    make_recipe: Callable[..., Any], tmp_path: Path
-) -> None:
-    recipe = make_recipe("target=dml", "benchmark=standard")
-    recipe.output = str(tmp_path / "out")
-    run_recipe(recipe, make_passes([*PASSES, "benchmark"]))
-    assert "facts" not in json.loads((tmp_path / "out/convert.lock.json").read_text())

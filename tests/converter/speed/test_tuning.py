@@ -9,13 +9,10 @@ import pytest
 
 pytest.importorskip("onnxruntime_genai")
 
-from converter.cli.compose import compose_recipe
-from converter.cli.verbs import run_verb
 from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.speed import tuning
 from converter.speed.tuning import CHUNK_SIZE, SPINNING, THREADS, candidates, tune
-from converter.storage.hashing import hash_file
 
 
 @pytest.fixture
@@ -70,44 +67,8 @@ def test_one_trial_of_each_combination(folder: Path, monkeypatch: pytest.MonkeyP
     assert [trial.settings[THREADS] for trial in found.trials] == [2, 4]
 
 
-def test_the_pass_writes_settings_that_load_and_their_hash(
-    make_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def seconds(config: Any) -> Any:
-        return 1.0 if config["search"].get("chunk_size") == 128 else 2.0
-
-    fake_machine(monkeypatch, seconds)
-    recipe = make_recipe("tune=standard", "target.threads=2", "verify=standard")
-    recipe.output = str(tmp_path / "out")
-    passes = ["load", "layout", "graph", "quantize", "package", "tune", "verify"]
-    output = run_recipe(recipe, make_passes(passes))
-    config = json.loads((output / "genai_config.json").read_text())
-    assert config["search"]["chunk_size"] == 128
-    lock = json.loads((output / "convert.lock.json").read_text())
-    assert lock["files"]["genai_config.json"]["blake3"] == hash_file(output / "genai_config.json")
-    assert lock["facts"]["tune"]["settings"][CHUNK_SIZE] == 128
-    assert lock["facts"]["tune"]["seconds_before"] == 2.0
-
-
 @pytest.mark.slow
 def test_a_real_race_measures(folder: Path) -> None:
     found = tune(folder, {THREADS: [1]}, prompt_lengths=(3, 6), new_tokens=3, rounds=1)
     assert {trial.settings[THREADS] for trial in found.trials} == {1, 2}
     assert all(trial.seconds > 0 for trial in found.trials)
-
-
-def test_a_tuned_folder_is_reproduced_as_it_was_tuned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def slower_with_each(folder: Path, lengths: Any, new_tokens: int) -> dict[str, Any]:
-        settings = tuning.read_settings(folder, [CHUNK_SIZE])
-        return {"first_token": {"512": 1.0 if settings[CHUNK_SIZE] else 2.0}, "token": [0.0]}
-
-    monkeypatch.setattr(tuning, "run_once", slower_with_each)
-    words = ["recipe=demo", "verify=none", "tune=standard", f"output={tmp_path / 'tuned'}"]
-    recipe = compose_recipe(words)
-    folder = run_recipe(recipe, make_passes(recipe.passes))
-    config = json.loads((folder / "genai_config.json").read_text())
-    assert config["search"]["chunk_size"] == 128
-    monkeypatch.setattr(tuning, "run_once", lambda *_: pytest.fail("measured again"))
-    assert run_verb("reproduce", [str(folder)]) == 0, capsys.readouterr().out
