@@ -43,12 +43,17 @@ def test_full_logits_are_every_tokens(
     assert relative_error(found, expected) < HALF["bf16" if words[1:] else "fp32"]
 
 
-def test_a_widened_graph_has_no_bfloat16_but_for_its_weights(build: Callable[..., Any]) -> None:
-    model = build("target=cuda", "target.float_type=bf16").model
+@pytest.mark.parametrize("target", ["cuda", "nvtensorrtrtx"])
+def test_a_widened_graph_has_no_bfloat16_but_for_its_weights(
+    build: Callable[..., Any], target: str
+) -> None:
+    model = build(f"target={target}", "target.float_type=bf16").model
     stored = {n: v.dtype for n, v in model.graph.initializers.items()}
     assert widen(model)
     values = [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
     assert ir.DataType.BFLOAT16 not in {value.dtype for value in values}
+    casts = {n.attributes["to"].as_int() for n in model.graph if n.op_type == "Cast"}
+    assert ir.DataType.FLOAT in casts and ir.DataType.BFLOAT16 not in casts
     assert {n: v.dtype for n, v in model.graph.initializers.items()} == stored
 
 
