@@ -80,11 +80,11 @@ def evaluation_memory(config: EvaluateConfig, decoder: Decoder, nbytes: int) -> 
     """Bytes that an evaluation takes at most; `nbytes` are the folder's weights.
 
     The float model, and when it is gone the runtime; beside each the logits of a chunk, float32
-    (n_ctx, vocab_size), and the scored halves and tiles that are compared: four times as much.
+    (n_ctx, vocab_size), and the scored halves and tiles that are compared: five times as much.
     """
     logits = config.n_ctx * decoder.architecture.vocab_size * FLOAT
     reference = LIBRARIES_BYTES + reference_memory(decoder)
-    return max(reference, session_memory(nbytes)) + 4 * logits
+    return max(reference, session_memory(nbytes)) + 5 * logits
 
 
 def calibration_memory(recipe: Recipe, decoder: Decoder) -> int:
