@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from converter.errors import Problem
 from converter.providers import PROVIDERS, float_types
-
-if TYPE_CHECKING:
-    from converter.recipe.schema import QuantConfig, TargetConfig
+from converter.recipe.schema import QuantConfig, TargetConfig
 
 MOST_THREADS = 1024
 
