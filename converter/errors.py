@@ -11,9 +11,12 @@ from dataclasses import dataclass, field, replace
 class Problem:
     """One thing that is wrong.
 
-    `found` is a sentence: it starts with a capital, a name or a key, and ends with a full stop.
-    `expected` is a phrase without a full stop. `remedy` says what to type or do next: a command, or
-    a verb in the imperative, without a full stop.
+    `found` is a sentence with a full stop. It begins with a capital, a value, a key of a recipe or
+    a name. A setting that is wrong stands for a sentence: `threads=0.`
+    `expected` is a phrase without a full stop. It begins in lower case, or with a name.
+    `remedy` says what to do next, without a full stop: a command to type, or a verb in the
+    imperative. Whoever follows it gets further.
+    Each sentence has fewer than 30 words. Another library's text goes in by `first_line`.
     """
 
     found: str
@@ -61,6 +64,11 @@ def raise_if(problems: Iterable[Problem]) -> None:
     found = tuple(dict.fromkeys(problems))
     if found:
         raise ConvertError(found)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's error says, or else its type; no full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 @contextmanager

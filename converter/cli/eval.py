@@ -236,11 +236,9 @@ def draw_comparison(path: Path, found: Mapping[str, Evaluation], sizes: Mapping[
 
 
 def _without_source(label: str, problem: Problem) -> Problem:
-    return Problem(
-        f"{label}: its float weights cannot be opened: {problem.found}",
-        problem.expected,
-        f"convert eval {label} --source FOLDER, with the checkpoint that it was made from",
-    )
+    """The problem of opening the float weights that the folder `label` was made from."""
+    remedy = f"convert eval {label} --source FOLDER, with the checkpoint that it was made from"
+    return replace(problem, remedy=remedy).at(f"The float weights of {label}")
 
 
 def _source_problems(

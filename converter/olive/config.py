@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from converter.errors import ConvertError, Problem, raise_if
+from converter.errors import ConvertError, Problem, first_line, raise_if
 from converter.graph.names import EMBEDDING_NODE, HEAD_NODE, LOGITS, MODEL_FILE, quantized
 from converter.providers import CPU
 from converter.recipe.schema import LEFT_IN_FLOAT, OliveConfig, QuantConfig, Recipe
@@ -70,10 +70,8 @@ def read_workflow(path: Path) -> list[PlannedPass]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise ConvertError(
-            Problem(f"Cannot read {path}: {first}.", "an Olive workflow", "correct olive.workflow")
-        ) from error
+        found = f"Cannot read {path}: {first_line(error)}."
+        raise ConvertError(Problem(found, "an Olive workflow", "correct olive.workflow")) from error
     passes = values.get("passes") if isinstance(values, Mapping) else None
     if not isinstance(passes, Mapping) or not passes:
         raise ConvertError(
@@ -100,9 +98,10 @@ def _workflow_problems(
         one = item[0] if isinstance(item, list) and len(item) == 1 else item
         if not isinstance(one, Mapping) or not isinstance(one.get("type"), str):
             yield Problem(
-                f"{path.name}: the pass {name!r} is not one pass with a type.",
+                f"The pass {name!r} is not one pass with a type.",
                 "{type: NAME, setting: value, …}; a list of alternatives is a search",
-                "keep the alternative that you want",
+                "leave the one alternative that you want",
+                where=path.name,
             )
 
 
@@ -149,7 +148,7 @@ def _type_problems(item: PlannedPass, known: Mapping[str, str]) -> Iterator[Prob
         yield Problem(
             f"Olive has no pass {item.type!r}.",
             f"one of its ONNX passes, such as {', '.join(near or usable[:4])}",
-            f"write type: {near[0]}" if near else "see the documentation of Olive for its passes",
+            f"write type: {(near or usable)[0]}",
             where=item.label,
         )
     elif not known[found].startswith(MODULES):

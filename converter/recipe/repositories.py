@@ -176,19 +176,26 @@ def url_problems(url: str) -> Iterator[Problem]:
 def _new_problems(name: str, url: str, rev: str | None) -> Iterator[Problem]:
     yield from name_problems("The repository", name)
     if name in RESERVED:
-        yield Problem(f"The name {name!r} is taken.", "another name", "choose another")
+        yield Problem(
+            f"The name {name!r} is taken.", "a name that nothing else has", "choose another NAME"
+        )
     yield from url_problems(url)
     if rev is not None and (not _REV.fullmatch(rev) or ".." in rev):
-        yield Problem(f"The revision {rev!r} is refused.", "a branch, tag or commit", "--rev v1")
+        yield Problem(
+            f"The revision {rev!r} is refused.",
+            "a branch, tag or commit",
+            "write --rev v1, or leave --rev out",
+        )
 
 
 def _entry_problems(item: Repository, label: str) -> Iterator[Problem]:
     texts = (item.url, item.commit, item.rev or "")
     if not all(isinstance(text, str) for text in texts) or not _COMMIT.fullmatch(item.commit):
         yield Problem(
-            f"{label}: {item.name} has the commit {item.commit!r}.",
+            f"The repository {item.name} has the commit {item.commit!r}.",
             "40 hexadecimal digits",
             f"convert repo update {item.name}",
+            where=label,
         )
         return
     for problem in _new_problems(item.name, item.url, item.rev):
@@ -198,7 +205,9 @@ def _entry_problems(item: Repository, label: str) -> Iterator[Problem]:
 def _tree_problems(repository: Repository, rows: Sequence[bytes]) -> Iterator[Problem]:
     label = f"The repository {repository.name}"
     if len(rows) > MAX_FILES:
-        yield Problem(f"{label} has {len(rows)} files.", f"at most {MAX_FILES}", "split it")
+        yield Problem(
+            f"{label} has {len(rows)} files.", f"at most {MAX_FILES}", "split the repository"
+        )
     for row in rows:
         meta, _, path = row.partition(b"\t")
         mode = meta.split()[0].decode()
@@ -227,7 +236,7 @@ def _file_problems(repository: Repository, files: Mapping[str, list[bytes]]) -> 
             yield Problem(
                 f"{label} has {int(fields[3])} bytes.",
                 f"at most {MAX_FILE_BYTES}",
-                "a recipe is short; remove what is no recipe",
+                "remove what is no recipe from the file",
             )
 
 
@@ -287,7 +296,11 @@ def _git(
         ) from None
     except subprocess.TimeoutExpired:
         raise ConvertError(
-            Problem(f"git {words[0]} took over {GIT_SECONDS} s.", "an answer", "try again later")
+            Problem(
+                f"git {words[0]} took over {GIT_SECONDS} s.",
+                "an answer",
+                "run the command again later",
+            )
         ) from None
     except subprocess.CalledProcessError as error:
         raise ConvertError(_git_problem(words, error)) from error

@@ -432,9 +432,10 @@ class Tree:
     def _circular(self, folder: str, chain: Iterable[str]) -> Problem:
         names = [str(self.local) if choice == OWN else choice for choice in chain]
         return Problem(
-            f"{folder}: {' → '.join(names)} builds on itself.",
+            f"{' → '.join(names)} builds on itself.",
             "a chain with an end",
-            "break the circle",
+            "remove one of these from the defaults of the file before it",
+            where=folder,
         )
 
 
@@ -566,5 +567,5 @@ def _read(path: Path) -> bytes:
             return file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         found = f"{path} cannot be read: {error.strerror or error}."
-        remedy = f"look at its permissions: ls -l '{path}'"
+        remedy = f"check its permissions: ls -l '{path}'"
         raise ConvertError(Problem(found, "a file that you may read", remedy)) from error

@@ -46,8 +46,9 @@ def own_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     Unknown keys and wrong types; a value that interpolates another is not known yet.
     """
     yield from unknown_keys(values)
-    for _, problem in _wrong_values(_without_unknown(values, recipe_schema())):
-        if "${" not in problem.found:
+    known = _without_unknown(values, recipe_schema())
+    for path, problem in _wrong_values(known):
+        if "${" not in str(_at(known, path)):
             yield problem
 
 
@@ -134,6 +135,14 @@ def _impossible_beside(values: Mapping[str, Any], wrong: Iterable[str]) -> Itera
             yield problem
 
 
+def _at(values: Mapping[str, Any], path: str) -> Any:
+    """The value at the dotted `path`; None where there is none."""
+    value: Any = values
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 def _without(values: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
     """A copy without the dotted `paths`."""
     kept = copy.deepcopy(dict(values))
@@ -151,9 +160,7 @@ def _wrong_values(values: Mapping[str, Any]) -> Iterator[tuple[str, Problem]]:
     """Keys with values of a wrong type, and places that are empty; `values` has known keys only."""
     yield from _type_problems(values)
     for path, expected in PLACES.items():
-        value: Any = values
-        for part in path.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
+        value = _at(values, path)
         if isinstance(value, str) and not value.strip():
             yield (
                 path,

@@ -285,7 +285,7 @@ def test_a_workflow_file_is_read_for_its_passes(tmp_path: Path) -> None:
     assert [problem.found for problem in caught.value.problems] == [
         "flow.json has search_strategy.",
         "flow.json has data_configs.",
-        "flow.json: the pass 'many' is not one pass with a type.",
+        "flow.json: The pass 'many' is not one pass with a type.",
     ]
     both = OliveConfig(passes=[OlivePassConfig("A")], workflow=str(path))
     with pytest.raises(ConvertError, match=r"both olive\.passes and olive\.workflow"):
