@@ -137,7 +137,7 @@ def _check_limit(kld: Estimate, limit: float | None) -> None:
             Problem(
                 f"The mean KL divergence from the float32 model is {kld} nats per token.",
                 f"at most {limit} (evaluate.max_kld)",
-                "quantize with less error (quant=best, quant.block_size=32, "
-                "quant.lm_head.bits=8), or raise evaluate.max_kld",
+                "set quant=best, quant.block_size=32 or quant.lm_head.bits=8, or raise "
+                "evaluate.max_kld",
             )
         )

@@ -64,7 +64,8 @@ def check_folder(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
     root = folder.resolve()
     links = [path for path in root.rglob("*") if path.is_symlink() and ".git" not in path.parts]
     raise_if(
-        Problem(f"{path} is a link.", "plain files only", "replace it by a file") for path in links
+        Problem(f"{path} is a link.", "plain files only", "replace it by a copy of the file")
+        for path in links
     )
     found = tree.local_tree(root)
     files = [str(root / path) for path in found if path.startswith(f"{tree.RECIPE}/")]
@@ -74,7 +75,7 @@ def check_folder(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
             Problem(
                 f"{root} has no recipe/NAME.yaml, model/NAME.yaml or export/NAME.yaml.",
                 "a folder with the folders of recipes/: recipe, model, export, quant, …",
-                "convert repo init FOLDER writes one to start from",
+                "convert repo init FOLDER, which writes one to start from",
             )
         )
     tree.check_files(root.name, found)

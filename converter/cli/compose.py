@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from converter.errors import ConvertError, Problem, raise_if
+from converter.errors import ConvertError, Problem, first_line, raise_if
 from converter.recipe.schema import Recipe
 from converter.recipe.tree import (
     EXPORT,
@@ -365,13 +365,9 @@ def _compose(values: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConvertError(
             Problem(
-                f"The recipe cannot be composed: {_first_line(error)}",
+                f"The recipe cannot be composed: {first_line(error)}.",
                 "values that fit together",
                 "run `convert --help` for the form of the command",
             )
         ) from error
     return dict(found)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

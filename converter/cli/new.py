@@ -63,7 +63,7 @@ def _others(slot: str, option: str, count: int = 4) -> list[str]:
 def _problems(name: str, base: str, path: Path) -> list[Problem]:
     problems = [*name_problems("The new recipe", name)]
     if path.exists():
-        problems.append(Problem(f"{path} exists already.", "a new name", "choose another"))
+        problems.append(Problem(f"{path} exists already.", "a new name", "choose another NAME"))
     if base not in built_in(RECIPE):
         near = nearest_names(base, built_in(RECIPE)) or ["demo"]
         expected = f"a recipe of `convert list`, such as {', '.join(near)}"

@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, list[Limit], str]:
             limits.append((option[6:], "<=" if option[2:5] == "max" else ">=", value))
     if len(folders) != 1:
         found = ", ".join(folders) or "no folder"
-        raise ConvertError(Problem(f"Found {found}.", "the folder of one sweep", USAGE))
+        raise ConvertError(Problem(f"The command names {found}.", "the folder of one sweep", USAGE))
     return Path(folders[0]).expanduser().resolve(), limits, by
 
 

@@ -153,7 +153,9 @@ def init_repository(folder: Path) -> None:
     """Write the template of a recipe repository."""
     output = folder.resolve()
     if output.exists():
-        raise ConvertError(Problem(f"{output} exists already.", "a new folder", "choose another"))
+        raise ConvertError(
+            Problem(f"{output} exists already.", "a new folder", "choose another FOLDER")
+        )
     raise_if(place_problems(output))
     with open_folder(output) as made:
         for path, text in TEMPLATE.items():

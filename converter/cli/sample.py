@@ -63,7 +63,7 @@ def _kind_problems(folder: Path, output: Path, options: SampleOptions) -> Iterat
     wanted, kind = (".jsonl", "chats") if chats else (".txt", "plain text")
     if output.suffix != wanted and not output.is_dir():
         yield Problem(
-            f"{output} for {kind} from {folder}",
+            f"{output} is no place for {kind}, which {folder} writes.",
             f"a file {wanted}",
             f"give {output.with_suffix(wanted)}" + (", or --plain" if chats else ""),
         )
@@ -83,7 +83,7 @@ def _write(output: Path, lines: Sequence[str]) -> None:
             Problem(
                 f"{output} cannot be written: {error.strerror or error}.",
                 "a new file in a folder that can be written",
-                f"the text is kept: mv {kept} NEW{output.suffix}",
+                f"mv {kept} NEW{output.suffix}, where the text is kept",
             )
         ) from error
     partial.unlink()

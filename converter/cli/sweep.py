@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.cli import compose
-from converter.errors import ConvertError, Problem, raise_if
+from converter.errors import ConvertError, Problem, first_line, raise_if
 from converter.recipe.tree import EXPORT, MODEL, RECIPE, SWEEP, Tree
 from converter.recipe.validation import parse_recipe
 from converter.sweeps import summary, sweep
@@ -207,7 +207,7 @@ def sweep_words(name: str, tree: Tree) -> list[str]:
             Problem(
                 f"The sweep {name!r} has the keys {', '.join(sorted(values))}.",
                 "recipe: NAME, set: {key: value}, grid: {key: [value, …]}",
-                "correct the file",
+                f"correct the keys of the file of sweep={name}",
             )
         )
     words = []
@@ -354,7 +354,7 @@ def _count_problems(swept: Sequence[Any]) -> Iterator[Problem]:
 def _launcher_problems(name: str) -> Iterator[Problem]:
     if name not in LAUNCHERS:
         known = ", ".join(LAUNCHERS)
-        yield Problem(f"Unknown launcher {name!r}.", f"one of {known}", f"{LAUNCHER}=joblib")
+        yield Problem(f"Unknown launcher {name!r}.", f"one of {known}", f"write {LAUNCHER}=joblib")
     elif not _is_installed(LAUNCHERS[name][0]):
         extra = LAUNCHERS[name][1]
         remedy = f"pip install 'convert-genai[{extra}]'"
@@ -369,9 +369,8 @@ def _is_installed(module: str) -> bool:
 
 
 def _launcher_problem(error: Exception) -> Problem:
-    first = str(error).strip().splitlines()[0]
     return Problem(
-        f"The launcher cannot start: {first}",
+        f"The launcher cannot start: {first_line(error)}.",
         f"settings that it has, as {LAUNCHER_KEYS}NAME=VALUE",
         "correct them; the same command then goes on in the same folder",
     )

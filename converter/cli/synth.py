@@ -36,6 +36,6 @@ def run(parsed: argparse.Namespace) -> int:
 def _problems(output: Path) -> Iterator[Problem]:
     if output.exists():
         yield Problem(
-            f"{output} exists already.", "a new folder", "choose another, or remove that one"
+            f"{output} exists already.", "a new folder", "choose another OUTPUT, or remove that one"
         )
     yield from place_problems(output)

@@ -181,8 +181,8 @@ def _encode(row: torch.Tensor, next_token: int, header: ReferenceHeader) -> NDAr
         raise ConvertError(
             Problem(
                 "The reference model's logits are not finite.",
-                "finite numbers",
-                "look for NaN or infinity in the checkpoint's weights",
+                "finite numbers, as sound weights give",
+                "fetch the checkpoint again; if it stays so, choose another source.revision",
             )
         )
     # A row of equal logits has step 0 and code 0 throughout.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import ConvertError, Problem
+from converter.errors import ConvertError, Problem, first_line
 from converter.graph.cpu_model import full_logits_session
 from converter.graph.names import ATTENTION_MASK, INPUT_IDS, LOGITS, MODEL_FILE, POSITION_IDS
 
@@ -76,12 +76,8 @@ def _open(folder: Path, threads: int | None) -> Any:
     except Exception as error:  # onnxruntime's exceptions share no other base class
         raise ConvertError(
             Problem(
-                f"onnxruntime cannot load {folder / MODEL_FILE} on the CPU: {_first_line(error)}",
+                f"onnxruntime cannot load {folder / MODEL_FILE} on the CPU: {first_line(error)}.",
                 "a graph whose operators have CPU kernels, and its data beside it",
                 "convert again; if that does not help, report this",
             )
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -211,7 +211,7 @@ class KLAccumulator:
                     f"The logits of scored token {self._count + int(bad[0])} are not finite "
                     f"({bad.size} of {part.shape[1]} tokens in this tile).",
                     "finite logits from the reference and from the folder that is evaluated",
-                    "try a wider float type: target.float_type=fp32",
+                    "set target.float_type=fp32; if it stays so, fetch the checkpoint again",
                 )
             )
         return part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,10 +47,10 @@ def compare(package: Package, candidate: Path, recipe: Recipe) -> Agreement:
         try:
             found = forced_logits(after, tokens[:-1], len(prompt))
         except Exception as error:  # onnxruntime-genai raises its own kinds
-            reason = " ".join(str(error).split())[:400]
+            reason = " ".join(str(error).split())[:400].rstrip(".")
             raise ConvertError(
                 Problem(
-                    f"onnxruntime-genai cannot run what Olive returned: {reason}",
+                    f"onnxruntime-genai cannot run what Olive returned: {reason}.",
                     "a folder that loads and generates",
                     "remove the pass that breaks it from the slot olive, or add olive=none",
                 )
@@ -72,10 +73,13 @@ def raise_if_different(found: Agreement, recipe: Recipe) -> None:
         ConvertError: says how far it is.
     """
     if not found.mean_kld <= recipe.olive.max_kld:  # NaN is a failure
+        remedy = "choose milder settings, or add olive=none"
+        if math.isfinite(found.mean_kld):
+            remedy = f"choose milder settings, or accept it: olive.max_kld={2 * found.mean_kld:.1g}"
         raise ConvertError(
             Problem(
                 f"After Olive the model differs: {found}.",
                 f"a mean KL divergence of at most {recipe.olive.max_kld:g} nats",
-                f"choose milder settings, or accept it: olive.max_kld={2 * found.mean_kld:.1g}",
+                remedy,
             )
         )

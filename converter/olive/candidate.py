@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from converter.errors import ConvertError, Problem
+from converter.errors import ConvertError, Problem, first_line
 from converter.graph.names import DATA_FILE, LOGITS, MODEL_FILE
 from converter.output.genai_config import CONFIG_FILE
 
@@ -28,7 +28,7 @@ def make_candidate(folder: Path, model: Path, scratch: Path) -> Path:
     except Exception as error:  # protobuf, onnx_ir and the file system each raise their own
         raise ConvertError(
             Problem(
-                f"What Olive returned is not an ONNX model: {' '.join(str(error).split())[:300]}",
+                f"What Olive returned is not an ONNX model: {first_line(error)}.",
                 "model.onnx, with its external data beside it",
                 "remove the pass that breaks it from the slot olive, or add olive=none",
             )

@@ -200,7 +200,7 @@ def _job(passes: Sequence[PlannedPass], provider: str) -> dict[str, Any]:
 def _failed(reason: str, tail: Sequence[str]) -> Problem:
     missing = "ModuleNotFoundError" in reason and "No module named" in reason
     return Problem(
-        f"Olive failed: {reason}",
+        f"Olive failed: {reason.rstrip('.')}.",
         "a run to the end; its last lines were:\n" + "\n".join(f"    {line}" for line in tail),
         "pip install 'convert-genai[olive]' (a module is missing), or add olive=none"
         if missing

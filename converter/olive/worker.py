@@ -149,11 +149,17 @@ def _config_problems(
                 f"Olive's {name} lacks the setting {key}."
                 if lacking
                 else f"{key}={kept.get(key)!r} for Olive's {name}.",
-                str(detail["msg"]).replace("Input should be", "the setting is"),
+                "a value for it"
+                if lacking
+                else str(detail["msg"]).removeprefix("Input should be "),
                 f"set {key}: {known[key].description or 'see the documentation of Olive'}",
             )
     except (ValueError, AssertionError) as error:
-        yield Problem(f"{_said(error)}", f"settings that Olive's {name} accepts", "")
+        yield Problem(
+            f"Olive's {name} refuses its settings: {_said(error)}.",
+            "settings that it accepts",
+            f"correct them as the error says, or remove {name} from the recipe",
+        )
     for number, surgery in enumerate(kept.get("surgeries") or ()):
         for problem in _surgery_problems(surgery):
             yield problem.at(f"surgery {number}")
@@ -169,7 +175,9 @@ def _surgery_problems(surgery: Any) -> Iterator[Problem]:
         yield Problem(
             f"Olive has no surgeon {surgeon!r}.",
             f"the name of one of its {len(names)} surgeons",
-            f"write {near[0]}" if near else "see the documentation of Olive's GraphSurgeries",
+            f"write {near[0]}"
+            if near
+            else f"choose one of them, such as {', '.join(sorted(names)[:4])}",
         )
         return
     required, optional = GraphSurgeries.get_surgeon_parameters(Surgeon.registry[surgeon.lower()])
@@ -267,7 +275,7 @@ def _installed(name: str) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}".rstrip(".")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def impossible_values(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             f"threads={recipe.threads}.",
             "at least 1, or null for all cores",
-            "threads=2",
+            "set threads=2",
             key=("threads",),
         )
 
@@ -109,7 +109,7 @@ def _scheme_problems(quant: QuantConfig) -> Iterator[Problem]:
         yield Problem(
             f"quant.target_size={quant.target_size} and bits_per_weight={quant.bits_per_weight}.",
             "one of the two",
-            "set the other one to null",
+            "set quant.target_size=null, or quant.bits_per_weight=null",
             key=(
                 "quant.target_size",
                 "quant.bits_per_weight",

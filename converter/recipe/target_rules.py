@@ -112,7 +112,7 @@ def _quantization_problems(target: TargetConfig, quant: QuantConfig) -> Iterator
         )
     if known is not None and "GatherBlockQuantized" not in known and quant.embedding.bits != 16:
         yield Problem(
-            f"A quantized embedding for the {provider} execution provider.",
+            f"The embedding is quantized for the {provider} execution provider.",
             "an embedding in floating point; GatherBlockQuantized has no kernel there",
             "set quant.embedding.bits=16",
             key=(

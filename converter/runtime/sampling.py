@@ -133,8 +133,8 @@ def _check(runtime: Runtime, options: SampleOptions) -> None:
     if options.length >= room:
         raise ConvertError(
             Problem(
-                f"Texts of {options.length} tokens, and the folder's context has "
-                f"{runtime.context_length}",
+                f"Each text is to have {options.length} tokens, and the folder's context has "
+                f"{runtime.context_length}.",
                 f"fewer than {room} tokens, so that every text fits",
                 f"give --length {max(1, room - 1)}",
             )

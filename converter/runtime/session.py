@@ -134,7 +134,7 @@ def _config_problems(path: Path, config: Mapping[str, Any]) -> Iterator[Problem]
 
 def _not_converted(found: str) -> Problem:
     return Problem(
-        found,
+        f"{found}.",
         "a folder that `convert` wrote",
         "convert the model first: convert recipe=NAME (convert list names them)",
     )
@@ -156,7 +156,7 @@ def _import_runtime() -> Any:
 
 _OTHER_PROVIDER = (
     "a folder for a provider that this machine has",
-    "Convert for this machine, for example with target=cpu.",
+    "convert for this machine, for example with target=cpu",
 )
 _BROKEN_TOKENIZER = (
     "the tokenizer files that `convert` wrote",
@@ -171,7 +171,7 @@ def _loading(folder: Path, otherwise: tuple[str, str]) -> Iterator[None]:
         yield
     except Exception as error:  # onnxruntime-genai raises bare exceptions of several types
         raise_if(_damage(folder))
-        found = f"onnxruntime-genai cannot load {folder}: {error}"
+        found = f"onnxruntime-genai cannot load {folder}: {str(error).rstrip('.')}."
         raise ConvertError(Problem(found, *otherwise)) from error
 
 
@@ -214,7 +214,7 @@ def _encoded(text: str) -> bytes:
             Problem(
                 f"Character {error.start + 1} of the text was not read as UTF-8.",
                 "UTF-8 text",
-                "convert the text, for example: iconv -f latin1 -t utf-8 FILE",
+                "change its encoding, for example: iconv -f latin1 -t utf-8 FILE",
             )
         ) from error
 

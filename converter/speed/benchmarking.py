@@ -281,7 +281,7 @@ def folder_problems(folders: Iterable[Path]) -> list[Problem]:
         Problem(
             f"{folder} has no {CONFIG}.",
             "a folder that convert (or onnxruntime-genai's builder) wrote",
-            "give the folders to measure: convert bench FOLDER [FOLDER …]",
+            "convert bench FOLDER [FOLDER …], with the folders to measure",
         )
         for folder in folders
         if not (folder / CONFIG).is_file()
@@ -297,9 +297,9 @@ def _worker(asked: Mapping[str, Any], folder: Path) -> Any:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise ConvertError(
             Problem(
-                f"Measuring {folder.name} failed: {lines[-1]}",
+                f"Measuring {folder.name} failed: {lines[-1].rstrip('.')}.",
                 "a folder whose execution provider this machine has, and memory for it",
-                "see docs/guide/choosing.md, or convert for target=cpu",
+                "choose another target, such as target=cpu, and convert again",
             )
         )
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -312,7 +312,9 @@ def _limit() -> float:
         return float(text or DEFAULT_LIMIT_GB) * 1e9
     except ValueError:
         raise ConvertError(
-            Problem(f"{LIMIT_VARIABLE}={text}.", "a number of gigabytes", f"{LIMIT_VARIABLE}=50")
+            Problem(
+                f"{LIMIT_VARIABLE}={text}.", "a number of gigabytes", f"export {LIMIT_VARIABLE}=50"
+            )
         ) from None
 
 

@@ -261,7 +261,7 @@ def _text_problems(done: Sequence[Row], names: Iterable[str]) -> Iterator[Proble
             yield Problem(
                 f"{name} holds no numbers, but {', '.join(dict.fromkeys(texts))}.",
                 "a column of numbers",
-                f"see {SUMMARY}.csv for all columns",
+                f"choose another column of {SUMMARY}.csv",
             )
 
 

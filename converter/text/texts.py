@@ -228,7 +228,7 @@ def _decoded(path: Path, problems: list[Problem]) -> str | None:
                 f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}, "
                 f"in line {line}.",
                 "text encoded as UTF-8",
-                f"convert it, for example: iconv -f {_likely_encoding(data)} -t UTF-8",
+                f"change its encoding, for example: iconv -f {_likely_encoding(data)} -t UTF-8",
             )
         )
         return None

@@ -122,8 +122,9 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
                 raise ConvertError(_not_safetensors(path, "its header length is impossible"))
             text = file.read(length)
     except OSError as error:
+        found = f"{path} cannot be read: {error.strerror}."
         raise ConvertError(
-            Problem(f"{path} cannot be read: {error.strerror}.", "a safetensors file", "fetch it")
+            Problem(found, "a file that you may read", "check its permissions, or fetch it again")
         ) from None
     if len(text) < length:
         raise ConvertError(_truncated(path, 8 + length, 8 + len(text)))

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from converter.errors import ConvertError, Problem
+from converter.errors import ConvertError, Problem, first_line
 from converter.weights.safetensors_file import FileWeight, OpenFile
 
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -54,8 +54,9 @@ def _storage_places(path: Path) -> list[tuple[int, int]]:
                 raise ConvertError(_unfit(path, "its storages are compressed"))
             return sorted((_data_offset(file, item), item.file_size) for item in entries)
     except OSError as error:
+        found = f"{path} cannot be read: {error.strerror}."
         raise ConvertError(
-            Problem(f"{path} cannot be read: {error.strerror}.", "a checkpoint file", "fetch it")
+            Problem(found, "a file that you may read", "check its permissions, or fetch it again")
         ) from None
     except (zipfile.BadZipFile, struct.error) as error:
         raise ConvertError(_unfit(path, f"it is no complete zip archive ({error})")) from None
@@ -81,12 +82,12 @@ def _load(path: Path) -> Any:
             Problem(
                 f"{path} asks to run code while it is read{what}; nothing of it was run.",
                 "a checkpoint of tensors only",
-                "do not trust this checkpoint; take one with safetensors files",
+                "take a checkpoint with safetensors files, and do not trust this one",
             )
         ) from None
     except (RuntimeError, ValueError, EOFError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConvertError(_unfit(path, f"PyTorch cannot read it ({reason})")) from None
+        reason = f"PyTorch cannot read it ({first_line(error)})"
+        raise ConvertError(_unfit(path, reason)) from None
 
 
 def _mapping_start(

@@ -40,7 +40,7 @@ def test_the_defaults_go_together() -> None:
         ({"quant.round": "gptq", "quant.target_size": "90"}, "quant.target_size=89.9MB"),
         (
             {"quant.round": "rtn", "quant.target_size": "9MB", "quant.bits_per_weight": 4.5},
-            "set the other one to null",
+            "set quant.target_size=null, or quant.bits_per_weight=null",
         ),
         ({"calibration.tokens": 256}, "calibration.sequence_length=512"),
         ({"calibration.sequence_length": 0}, "calibration.sequence_length=512"),
