@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from converter.errors import ConvertError, Problem, raise_if
+from converter.errors import ConvertError, Problem, first_line, raise_if
 from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint, read_json
 from converter.model.decoder import published_shapes
@@ -297,7 +297,7 @@ def _not_here(label: str, shape: tuple[int, ...], dtype: torch.dtype) -> Weight:
             Problem(
                 f"{label} was not fetched.",
                 "weights on this machine",
-                "run the conversion, which fetches them",
+                "run the same words without `plan`: `convert recipe=…` fetches the weights",
             )
         )
 
@@ -375,7 +375,7 @@ def _no_file(repo: str, revision: str | None, file: str) -> Problem:
 
 def _bad_name(repo: str, error: Exception) -> Problem:
     return Problem(
-        f"source.repo={repo} is not the name of a repository: {_first_line(error)}",
+        f"source.repo={repo} is not the name of a repository: {first_line(error)}.",
         "OWNER/NAME, such as internlm/internlm2-7b",
         "correct source.repo, or give source.path=FOLDER for a local folder",
     )
@@ -384,7 +384,7 @@ def _bad_name(repo: str, error: Exception) -> Problem:
 def _unreachable(repo: str, file: str, error: Exception) -> Problem:
     return Problem(
         f"{file} of {repo} is not in the cache, and the hub cannot be reached or broke off: "
-        f"{_first_line(error.__cause__ or error)}",
+        f"{first_line(error.__cause__ or error)}.",
         "a connection to the hub (HF_ENDPOINT names a mirror; HF_HUB_OFFLINE=1 forbids all)",
         "connect and run the command again: whole files are kept; or give source.path=FOLDER",
     )
@@ -406,7 +406,3 @@ def _unknown_type(found: HubRepository, file: str, tensor: str, dtype: str) -> P
         "float32, float16 or bfloat16",
         "convert from the unquantized checkpoint",
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -41,7 +41,7 @@ def open_local(folder: Path, origin: dict[str, Any] | None = None) -> Checkpoint
             Problem(
                 f"{folder} is not a folder.",
                 "a checkpoint folder with config.json and safetensors files",
-                "source.path=FOLDER with the folder's path",
+                "set source.path=FOLDER, with the folder's path",
             )
         )
     config = read_json(folder / "config.json")
@@ -116,7 +116,7 @@ def _unsafe_names(index: Path, names: Iterable[Any]) -> Iterable[Problem]:
             yield Problem(
                 f"{index} names the shard {name!r}.",
                 "a plain file name inside the checkpoint folder",
-                "do not trust this checkpoint; fetch it from its publisher",
+                "fetch the checkpoint from its publisher; do not trust this one",
             )
 
 

@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from converter.errors import ConvertError, Problem, raise_if
+from converter.errors import ConvertError, Problem, first_line, raise_if
 from converter.tokenizer.chat_template import (
     IM_END,
     PUBLISHED_TEMPLATE,
@@ -137,7 +137,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
             text = template.read_text("utf-8")
             settings.setdefault("tokenizer_config.json", {})["chat_template"] = text
         except (OSError, ValueError) as error:
-            found = f"{template} cannot be read: {error}"
+            found = f"{template} cannot be read: {first_line(error)}."
             problems.append(Problem(found, "a text file in UTF-8", "fetch the file again"))
     raise_if(problems)
     return settings
@@ -148,11 +148,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConvertError(
-            Problem(f"{path} is not JSON: {error}", "a JSON object", "fetch the file again")
+            Problem(
+                f"{path} is not JSON: {first_line(error)}.", "a JSON object", "fetch the file again"
+            )
         ) from None
     if not isinstance(content, dict):
         raise ConvertError(
-            Problem(f"{path} holds a {type(content).__name__}", "a JSON object", "fetch it again")
+            Problem(f"{path} holds a {type(content).__name__}.", "a JSON object", "fetch it again")
         )
     return content
 
@@ -294,7 +296,7 @@ def _stop_tokens(
 
 
 def _stop_problems(stops: tuple[int, ...], vocab_size: int) -> list[Problem]:
-    remedy = 'Set "eos_token_id" in generation_config.json.'
+    remedy = 'set "eos_token_id" in generation_config.json'
     if not stops:
         return [Problem("No stop token is named anywhere.", "an eos_token_id", remedy)]
     return [

@@ -17,8 +17,8 @@ SPACE = "\u2581"
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
-_FETCH_AGAIN = "Fetch the file again from the model's repository."
-_OTHER_TOKENIZER = "Use a checkpoint whose tokenizer is a SentencePiece BPE model, as InternLM2's."
+_FETCH_AGAIN = "fetch the file again from the model's repository"
+_OTHER_TOKENIZER = "use a checkpoint whose tokenizer is a SentencePiece BPE model, as InternLM2's"
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _normalizer_problems(path: Path, proto: Any) -> list[Problem]:
     }
     return [
         Problem(
-            f"{path} uses {name}",
+            f"{path} uses {name}.",
             "a model that keeps its text as it is, as Llama's and InternLM2's",
             _OTHER_TOKENIZER,
         )
@@ -153,7 +153,7 @@ def _piece_problems(path: Path, pieces: Sequence[str], types: Sequence[int]) -> 
         ),
     }
     return [
-        Problem(f"{path} has {found}", expected, _OTHER_TOKENIZER)
+        Problem(f"{path} has {found}.", expected, _OTHER_TOKENIZER)
         for found, (expected, wrong) in faults.items()
         if wrong
     ]

@@ -12,7 +12,7 @@ from converter.tokenizer.merges import bpe_merges, split_pattern
 from converter.tokenizer.sentencepiece_model import NORMAL, SPACE, SentencePieceModel
 from converter.tokenizer.special_tokens import AddedTokens
 
-_FROM_ELSEWHERE = "Put the model's tokenizer.model next to config.json; it is always enough."
+_FROM_ELSEWHERE = "put the model's tokenizer.model next to config.json; it is always enough"
 
 
 def build_tokenizer_json(
@@ -170,7 +170,7 @@ def tokenizer_json_problems(content: Any, vocab_size: int) -> list[Problem]:
     if past:
         problems.append(
             Problem(
-                f"tokenizer.json maps {len(past)} tokens past the embedding, such as {past[0]}",
+                f"tokenizer.json maps {len(past)} tokens past the embedding, such as {past[0]}.",
                 f"ids below {vocab_size}",
                 _FROM_ELSEWHERE,
             )
