@@ -282,7 +282,7 @@ def test_a_workflow_file_is_read_for_its_passes(tmp_path: Path) -> None:
     path.write_text(json.dumps(values))
     with pytest.raises(ConvertError) as caught:
         read_workflow(path)
-    assert [problem.found for problem in caught.value.problems] == [
+    assert [problem.headline for problem in caught.value.problems] == [
         "flow.json has search_strategy.",
         "flow.json has data_configs.",
         "flow.json: The pass 'many' is not one pass with a type.",
