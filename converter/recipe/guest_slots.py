@@ -84,6 +84,7 @@ def broken_slot_problems(path: str) -> Iterator[Problem]:
             f"The slot {slot!r} cannot be used: {own_slots().broken[slot]}.",
             f"a dataclass with defaults behind the entry point {slot!r} of the group {SLOTS}",
             "mend or remove the package that brings it (`pip list`)",
+            key=(path,),
         )
 
 

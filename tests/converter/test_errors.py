@@ -208,3 +208,12 @@ def f(x):
 """
     (problem,) = _Literals(ast.parse(source)).problems()
     assert problem == (5, [[f"{VALUE} is broken."], ["a", "b"], ["set output=FOLDER"]])
+
+
+@pytest.mark.parametrize("name", ["rules", "target_rules", "validation"])
+def test_every_rule_of_a_recipe_states_the_keys_that_it_is_about(name: str) -> None:
+    module = ast.parse((ROOT / f"converter/recipe/{name}.py").read_text(encoding="utf-8"))
+    calls = [n for n in ast.walk(module) if isinstance(n, ast.Call)]
+    problems = [call for call in calls if ast.unparse(call.func) == "Problem"]
+    lacking = [call.lineno for call in problems if "key" not in {k.arg for k in call.keywords}]
+    assert problems and not lacking
