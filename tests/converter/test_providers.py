@@ -42,6 +42,7 @@ print(provider_options(recipe.target), done.summary)
 """
 
 
+@pytest.mark.slow
 def test_one_row_and_one_file_are_a_provider() -> None:
     done = subprocess.run([sys.executable, "-c", ANOTHER], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -133,6 +133,7 @@ def test_chunks_are_the_text_in_order_with_bos_in_front(int4: Path, chunks: Any)
     assert text.split("\n")[1][:30] in everything
 
 
+@pytest.mark.slow
 def test_a_float_folder_is_the_reference(convert: Callable[..., Path]) -> None:
     found = report(convert(*FP32))
     assert 0 <= found["mean_kld"] < 1e-6

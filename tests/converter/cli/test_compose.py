@@ -211,6 +211,7 @@ def test_a_mapping_sets_keys_of_a_slot() -> None:
     assert (quant["round"], quant["bits"], quant["block_size"]) == ("rtn", 8, 64)
 
 
+@pytest.mark.slow
 def test_remedies_can_be_typed() -> None:
     (said,) = problems("demo")
     assert said.remedy == "write recipe=demo"

@@ -113,6 +113,7 @@ def test_a_text_of_ones_own(
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_elsewhere_must_hold_the_same_weights(
     folders: Path, made: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

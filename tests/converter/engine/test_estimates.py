@@ -54,12 +54,14 @@ def test_gradients_hold_the_logits_of_a_sequence() -> None:
     assert memory("quant=best", *words) - memory("quant=gptq", *words) > 4 * logits
 
 
+@pytest.mark.slow
 def test_a_budget_and_shared_statistics_hold_more() -> None:
     plain = memory("quant=gptq")
     assert memory("quant=gptq", "quant.bits_per_weight=4.5") > plain
     assert memory("quant=gptq", "calibration.inputs=float") > plain
 
 
+@pytest.mark.slow
 def test_depth_costs_no_memory_and_threads_do() -> None:
     one, many = (memory("quant=search", f"threads={count}") for count in (1, 4))
     assert one < many

@@ -121,6 +121,7 @@ def test_a_tokenizer_that_does_not_fit_is_a_problem(
     assert any("tokenizer.model" in problem.found for problem in plan.problems)
 
 
+@pytest.mark.slow
 def test_the_command_plans_the_demo_as_it_is_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +148,7 @@ def test_an_unreachable_repository_is_planned_from_the_model(
     assert any("internlm/internlm2-7b" in problem.found for problem in plan.problems)
 
 
+@pytest.mark.slow
 def test_memory_grows_with_threads_and_not_with_depth(make_recipe: Callable[..., Any]) -> None:
     def writing(*words: str, **config: Any) -> int:
         recipe = make_recipe(*words, **config)

@@ -12,6 +12,8 @@ from published import CHAT_TOKENIZER, TOKENIZER_MODEL, VOCAB_SIZE, write_genai_c
 from converter.tokenizer import prepare_tokenizer
 from converter.tokenizer.chat_template import PUBLISHED_TEMPLATE, TOOL_TEMPLATE
 
+pytestmark = pytest.mark.slow  # 92544 pieces are read by every runtime
+
 CONFIG = CHAT_TOKENIZER / "tokenizer_config.json"
 
 PLAIN: list[list[dict[str, Any]]] = [

@@ -60,7 +60,7 @@ LETTERS = "".join(chr(code) for code in range(ord("a"), ord("z") + 1))
 
 
 @given(st.text(alphabet=LETTERS + " ", min_size=1, max_size=25))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_merging_by_rank_gives_sentencepieces_pieces(text: str) -> None:
     processor, ranks = rules()
     assert by_ranks(text.replace(" ", SPACE), ranks) == processor.encode(text, out_type=str)
@@ -117,7 +117,7 @@ def test_pieces_that_the_pattern_would_cut_forbid_it(piece: str, safe: bool) -> 
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_the_pattern_loses_no_character(text: str) -> None:
     split = Split(Regex(SAFE_SPLIT_PATTERN), "isolated")
     assert "".join(part for part, _ in split.pre_tokenize_str(text)) == text

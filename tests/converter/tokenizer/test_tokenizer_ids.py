@@ -22,6 +22,8 @@ from published import (
 
 from converter.tokenizer import TokenizerFiles, prepare_tokenizer
 
+pytestmark = pytest.mark.slow  # 92544 pieces are read by every runtime
+
 CHAT_TOKENS = {
     "<|plugin|>": 92538,
     "<|interpreter|>": 92539,
@@ -165,7 +167,6 @@ def test_every_line_of_the_corpora_has_the_ids_of_sentencepiece(base: Readers) -
     base.assert_same_ids(lines)
 
 
-@pytest.mark.slow
 def test_every_piece_alone_is_itself(base: Readers) -> None:
     """A piece that BPE cannot reach would tell the runtimes apart: one looks it up as a whole."""
     pieces = pieces_of(base)
