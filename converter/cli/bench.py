@@ -14,15 +14,15 @@ from converter.speed.benchmarking import Report, bench, draw, folder_problems, t
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's words and options."""
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a converted model")
     parser.add_argument(
         "--prompt-lengths",
         type=_lengths,
         default=[16, 128, 512],
         help="tokens of the prompts, such as 16,128,512 (decoding follows the shortest)",
     )
-    parser.add_argument("--new-tokens", type=_at_least(2), default=64)
-    parser.add_argument("--rounds", type=_at_least(1), default=3)
+    parser.add_argument("--new-tokens", type=_at_least(2), default=64, help="tokens to decode")
+    parser.add_argument("--rounds", type=_at_least(1), default=3, help="processes a folder")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--picture", type=Path, help="also draw them here: .png or .svg")
 

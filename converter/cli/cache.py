@@ -11,7 +11,8 @@ from converter.storage.cache import Cache, cache_folder
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's words and options."""
-    parser.add_argument("action", choices=["list", "clear"])
+    meaning = "print the entries, or remove what nothing used in the last hour"
+    parser.add_argument("action", choices=["list", "clear"], help=meaning)
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -15,15 +15,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's words and options."""
     defaults = ChatOptions()
     parser.add_argument("folder", type=Path, help="a folder that convert has written")
-    parser.add_argument("--system", help="system prompt")
+    parser.add_argument("--system", help="the system prompt")
     parser.add_argument("--prompt", help="answer this once and stop")
-    parser.add_argument("--max-new-tokens", type=int, default=defaults.max_new_tokens)
-    parser.add_argument("--max-length", type=int, default=defaults.max_length)
     parser.add_argument(
-        "--temperature", type=float, default=defaults.temperature, help="0 takes the likeliest"
+        "--max-new-tokens", type=int, default=defaults.max_new_tokens, help="of one answer"
     )
-    parser.add_argument("--top-p", type=float, default=defaults.top_p)
-    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument(
+        "--max-length", type=int, default=defaults.max_length, help="tokens of the conversation"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=defaults.temperature,
+        help="0: the likeliest token",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=defaults.top_p,
+        help="share of tokens to draw from",
+    )
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the draws")
 
 
 def run(parsed: argparse.Namespace) -> int:

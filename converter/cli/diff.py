@@ -13,7 +13,7 @@ from converter.recipe.tree import leaves
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's words and options."""
     parser.add_argument("first", help="a recipe's name, or ./FILE.yaml")
-    parser.add_argument("second")
+    parser.add_argument("second", help="the one to compare with")
     key_values(parser, "for both")
 
 

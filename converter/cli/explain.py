@@ -14,7 +14,7 @@ from converter.sweeps.sweep import flat
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's words and options."""
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="a folder that convert has written")
 
 
 def run(parsed: argparse.Namespace) -> int:

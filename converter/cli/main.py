@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SWEEPS = ("-m", "--multirun")
 HELP = ("--help", "-h")
+ANYWHERE = ("list", "show", "diff", "check", "new", "explain", "chat", "pick", "repo", "completion")
+"""Verbs that read and write no weights by position, and so run on every system."""
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -41,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(words: Sequence[str]) -> int:
     """Do what the first word names."""
     word, asks = words[0], _asks_for_help(words)
+    if not asks and word not in (*ANYWHERE, "--version"):
+        _check_system()
     if word in VERBS:
         text = help_of_words(word) if asks else None
         return run_verb(word, words[1:]) if text is None else _print(text)
@@ -48,7 +52,6 @@ def _dispatch(words: Sequence[str]) -> int:
         from converter import __version__
 
         return _print(__version__)
-    _check_system()
     if word not in SWEEPS:
         _check_verb(words)
     if asks:
@@ -69,14 +72,14 @@ def _asks_for_help(words: Sequence[str]) -> bool:
 def _check_system() -> None:
     """Refuse a system without reads and writes by position, before anything is converted."""
     missing = [name for name in ("preadv", "pwrite") if not hasattr(os, name)]
-    if missing or sys.platform == "win32":
+    if missing:
         from converter.errors import ConvertError, Problem
 
         raise ConvertError(
             Problem(
-                f"This system ({sys.platform}) lacks {' and '.join(missing) or 'POSIX files'}.",
-                "Linux or macOS; the folder that is written there runs on Windows too",
-                "run the command in WSL, in a container or on another machine",
+                f"This system ({sys.platform}) lacks os.{' and os.'.join(missing)}.",
+                "Linux or macOS; Windows runs the folders that they write",
+                "run the command in WSL, in a container, or on another machine",
             )
         )
 

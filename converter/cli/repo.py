@@ -75,16 +75,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's words and options."""
     actions = parser.add_subparsers(dest="action", required=True)
     add = actions.add_parser("add", help="fetch a repository, check it and pin its commit")
-    add.add_argument("name")
-    add.add_argument("url")
+    add.add_argument("name", help="what its recipes start with, as in NAME/RECIPE")
+    add.add_argument("url", help="https, ssh, or an absolute path")
     add.add_argument("--rev", help="a branch or tag; the default branch if none")
     actions.add_parser("list", help="the repositories in use, and where each is pinned")
     update = actions.add_parser("update", help="pin the newest commit of --rev")
-    update.add_argument("name", nargs="?")
-    remove = actions.add_parser("remove")
-    remove.add_argument("name")
+    update.add_argument("name", nargs="?", help="one repository; all if none")
+    remove = actions.add_parser("remove", help="stop using a repository")
+    remove.add_argument("name", help="a repository in use")
     init = actions.add_parser("init", help="write a repository to start from")
-    init.add_argument("folder", type=Path)
+    init.add_argument("folder", type=Path, help="a new folder")
     for action in (add, update, remove):
         action.add_argument("--user", action="store_true", help="the user's lock file, not ./")
 

@@ -23,7 +23,7 @@ from converter.storage.staging import RECIPE_FILE
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's words and options."""
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="a folder that convert has written")
     key_values(parser, "source.path=FOLDER when the checkpoint has moved; threads=N")
 
 

@@ -24,9 +24,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     defaults = SampleOptions()
     parser.add_argument("folder", type=Path, help="a folder that convert has written")
     parser.add_argument("output", type=Path, help="FILE.txt, or FILE.jsonl of a chat model")
-    parser.add_argument("--tokens", type=int, default=defaults.tokens, help="in all")
-    parser.add_argument("--length", type=int, default=defaults.length, help="of a text or turn")
-    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--tokens", type=int, default=defaults.tokens, help="tokens in all")
+    parser.add_argument("--length", type=int, default=defaults.length, help="tokens of each text")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the draws")
     parser.add_argument("--plain", action="store_true", help="plain text, also from a chat model")
 
 

@@ -51,10 +51,16 @@ def run_verb(verb: str, words: Sequence[str]) -> int:
         ConvertError: what the verb could not do.
         SystemExit: help was asked for, or an option does not exist.
     """
-    module = _module(verb)
+    module, parser = module_of(verb), parser_of(verb)
+    code: int = module.run_words(words) if parser is None else module.run(parser.parse_args(words))
+    return code
+
+
+def parser_of(verb: str) -> ArgumentParser | None:
+    """The parser of a verb; None where the verb takes its words as they are."""
+    module = module_of(verb)
     if hasattr(module, "run_words"):
-        code: int = module.run_words(words)
-        return code
+        return None
     from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
     parser = ArgumentParser(
@@ -63,14 +69,12 @@ def run_verb(verb: str, words: Sequence[str]) -> int:
         formatter_class=RawDescriptionHelpFormatter,
     )
     module.arguments(parser)
-    code = module.run(parser.parse_args(words))
-    return code
+    return parser
 
 
 def help_of_words(verb: str) -> str | None:
     """The help of a verb that takes its words as they are; None where its parser gives it."""
-    module = _module(verb)
-    return spelled(module.__doc__ or "") if hasattr(module, "run_words") else None
+    return spelled(module_of(verb).__doc__ or "") if parser_of(verb) is None else None
 
 
 def key_values(parser: ArgumentParser, meaning: str = "as for a run") -> None:
@@ -83,7 +87,8 @@ def called_as() -> str:
     return SECOND_NAME if Path(sys.argv[0]).stem == SECOND_NAME else COMMAND
 
 
-def _module(verb: str) -> Any:
+def module_of(verb: str) -> Any:
+    """The module of a verb, imported."""
     return import_module(f"converter.cli.{verb.replace('-', '_')}")
 
 

@@ -28,6 +28,7 @@ class ModelConfig:
     """Which model the recipe is for."""
 
     name: str = ""
+    """The model's name, which its recipes' names begin with."""
     repo: str | None = None
     """Repository on the hub, such as internlm/internlm2-7b."""
     source: str | None = None
@@ -43,9 +44,11 @@ class SourceConfig:
     """Where the checkpoint comes from."""
 
     kind: Literal["checkpoint", "demo", "synthetic"] = "checkpoint"
+    """A published checkpoint, the built-in demo model, or random weights."""
     path: str | None = None
     """Local checkpoint folder; when set, nothing is downloaded."""
     repo: str | None = None
+    """Repository on the hub that is downloaded when no path is set."""
     revision: str | None = None
     """Branch, tag or 40-digit commit of `repo`."""
     seed: int = 0
@@ -84,12 +87,14 @@ class GraphConfig:
 
 @dataclass
 class MatrixQuantConfig:
-    """Departures from the main quantization for one matrix; null means the same."""
+    """Departures from the main quantization for one matrix; null takes the main setting."""
 
     bits: Literal[4, 8, 16] | None = None
     """16 leaves the matrix in the graph's float type."""
     block_size: int | None = None
+    """Columns that share a scale."""
     symmetric: bool | None = None
+    """Whether codes lie around a fixed zero."""
 
 
 @dataclass
@@ -101,7 +106,7 @@ class QuantConfig:
     round: Literal["none", "rtn", "search", "gptq"] = "none"
     """How a weight becomes a code; `none` keeps the float type."""
     refine: bool = False
-    """Go back to GPTQ's codes and scales by coordinate descent."""
+    """Improve GPTQ's codes and scales by coordinate descent."""
     token_weights: Literal["none", "fisher"] = "none"
     """Weigh calibration tokens by their squared gradients, so that errors count as they matter."""
     bits: Literal[4, 8] = 4
@@ -111,8 +116,8 @@ class QuantConfig:
     symmetric: bool = True
     """Whether codes lie around a fixed zero; false stores a zero point for each block."""
     scale_type: Literal["graph", "fp16"] = "graph"
-    """Type in which scales are stored: the graph's, or fp16 in an fp32 graph, which saves half of
-    their room; the runtime widens them once, when it loads the folder."""
+    """Type in which scales are stored. fp16 in an fp32 graph halves their room; the runtime widens
+    them once, when it loads the folder."""
     accuracy_level: Literal[0, 1, 2, 3, 4] | None = None
     """See target.accuracy_level; null takes the target's."""
     pad_last_block: bool = False
@@ -153,7 +158,7 @@ class CalibrationConfig:
     seed: int = 0
     """Seed of the order of documents."""
     inputs: Literal["rounded", "float"] = "rounded"
-    """What a linear is rounded against: the inputs that the rounded layers before it give, or
+    """What a linear is rounded against: the outputs of the rounded layers before it, or
     those of the float model, which all variants of a sweep share."""
     compute: Literal["auto", "fp32", "bf16"] = "auto"
     """Type of the matrix products; auto takes bf16 for a 16-bit checkpoint on a CPU that is faster
@@ -165,6 +170,7 @@ class TargetConfig:
     """What the execution provider wants."""
 
     execution_provider: ExecutionProvider = "cpu"
+    """The provider of onnxruntime that runs the folder."""
     float_type: FloatType = "fp32"
     """Type of activations, norms and of what stays unquantized."""
     packed_qkv: bool = True
@@ -208,6 +214,7 @@ class VerifyConfig:
     """The check of the finished folder against the reference."""
 
     enabled: bool = True
+    """Check the folder before it is published."""
     prompt: str = "Once upon a time"
     """What the runtime continues."""
     new_tokens: int = 16
@@ -225,6 +232,7 @@ class EvaluateConfig:
     """Measuring how far the finished folder is from the float32 model."""
 
     enabled: bool = False
+    """Measure the folder before it is published."""
     text: str = "builtin"
     """What both read: `builtin`, a text file, a .jsonl file of chats, or a folder of those."""
     n_ctx: int = 512
@@ -266,14 +274,16 @@ class Recipe:
     """A conversion, completely described."""
 
     name: str = "custom"
+    """The recipe's name, which is also the default name of the output folder."""
     output: str | None = None
     """Output folder; null means ./NAME."""
     overwrite: bool = False
+    """Replace an earlier conversion (never any other folder), once the new one is complete."""
     passes: list[str] = field(default_factory=list)
     """Names of the passes in the order in which they run."""
     threads: int | None = None
-    """Worker threads; null means all cores. Float weights and rtn's codes do not depend on it; a
-    calibrated scheme sums in another order, and its lock file says with how many it ran."""
+    """Worker threads; null means all cores. Float weights and rtn's codes do not depend on it. A
+    calibrated scheme sums in another order; its lock file says with how many threads it ran."""
     model: ModelConfig = field(default_factory=ModelConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     layout: LayoutConfig = field(default_factory=LayoutConfig)

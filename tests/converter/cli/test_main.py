@@ -355,3 +355,17 @@ def test_synth_says_what_cannot_be_written_with_the_other_problems(
     assert "2 problems" in error
     assert f"{tmp_path} is not writable" in error
     assert "output=" not in error
+
+
+@pytest.mark.parametrize("words", [["recipe=demo"], ["-m", "recipe=demo"], ["plan", "recipe=demo"]])
+def test_a_system_without_reads_by_position_is_refused_in_one_sentence(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from converter.cli.main import main
+
+    monkeypatch.delattr(os, "preadv")
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert "1 problem\n" in error and "(win32) lacks os.preadv." in error and "WSL" in error
+    assert main(["list", "export"]) == 0
