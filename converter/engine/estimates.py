@@ -1,9 +1,10 @@
 """How much memory and disk the steps of a conversion take, from shapes alone.
 
-The memory of plain conversions comes within 25 % of what is measured (docs/performance.md). That of
-calibration and evaluation is an upper bound, often a quarter above what is measured: it adds up
-what need not live at the same time. The disk is what a step needs at least, because a run without
-it is refused. `benchmarks/plan_accuracy.py` compares the estimates with conversions.
+The memory of plain conversions comes within 25 % of what is measured
+(docs/measurements/performance.md). That of calibration and evaluation is an upper bound, often a
+quarter above what is measured: it adds up what need not live at the same time. The disk is what a
+step needs at least, because a run without it is refused. `benchmarks/plan_accuracy.py` compares the
+estimates with conversions.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/data/*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PATH = re.compile(r"`((?:converter|passes|recipes|benchmarks|scripts|tests|demo_model)/[\w/.-]+)`")
+OTHERS = {"docs/ContribOperators.md", "docs/OperatorKernels.md", "docs/operators.md"}
+"""Documents of onnxruntime and onnx-tensorrt."""
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -39,6 +41,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_files_that_are_named_exist(page: Path) -> None:
     named = PATH.findall(page.read_text(encoding="utf-8"))
     assert [path for path in named if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
+def test_documents_that_code_names_exist() -> None:
+    folders = ("converter", "passes", "recipes", "benchmarks", "scripts")
+    files = [path for name in folders for path in ROOT.glob(f"{name}/**/*.*")]
+    texts = (path.read_text(encoding="utf-8") for path in files if path.suffix in (".py", ".yaml"))
+    named = {name for text in texts for name in re.findall(r"\bdocs/[\w/]+\.md", text)}
+    assert {name for name in named if not (ROOT / name).exists()} == OTHERS
 
 
 def test_the_site_shows_every_page() -> None:
