@@ -1,8 +1,8 @@
 """`convert list [WORD …]`: what there is to convert, and to what.
 
-Without words: the models and the exports, whose names joined by `_` are recipes, and the recipes
-that have a file. With words: every recipe that has them all, one line each. `list passes`,
-`list SLOT` and `list export` print names alone.
+Without words, it prints the models and the exports, whose names joined by `_` are recipes, and the
+recipes that have a file. With words, it prints every recipe that has them all, one line each.
+`list passes`, `list SLOT` and `list export` print only names.
 """
 
 from __future__ import annotations

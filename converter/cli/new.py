@@ -1,4 +1,4 @@
-"""`convert new NAME --from OTHER`: a recipe file of one's own to start from."""
+"""`convert new NAME --from OTHER`: write a recipe file to start from."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`convert olive-config recipe=NAME …`: a recipe as a workflow file of Olive, as far as it goes.
 
-The workflow (YAML) makes of a plain conversion what the recipe would. Its first lines say how to
-make that conversion, and what Olive cannot say.
+Olive runs the workflow (YAML) on a plain conversion, and gets what the recipe would give. Its first
+lines say how to make that conversion, and what a workflow cannot express.
 """
 
 from __future__ import annotations

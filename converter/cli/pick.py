@@ -1,6 +1,7 @@
 """`convert pick SWEEP --max-size 1.2GB --max-kld 0.05 --by decode`: the best job within limits.
 
-Every measured column has its --max-NAME and --min-NAME; a name may be a word of the column.
+Every measured column has its --max-NAME and --min-NAME; a name may be a word of the column. `--by`
+names the column to choose by (default: kld).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`convert plan recipe=NAME …`: say from headers alone what the conversion will do.
+"""`convert plan recipe=NAME …`: print what the conversion will do, from headers alone.
 
-It says what each matrix becomes, the size of the result, memory and disk, and what stands against
-the conversion. No weight is read, and a repository on the hub is not downloaded.
+The plan has what each matrix becomes, the size of the result, memory, disk, and every problem to
+solve first. It reads no weight, and downloads no repository from the hub.
 """
 
 from __future__ import annotations
