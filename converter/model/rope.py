@@ -13,10 +13,15 @@ from typing import Any, Literal
 import torch
 
 from converter.errors import Problem
+from converter.model.json_schema import shown
 
 Scaling = Literal["none", "linear", "dynamic"]
 SCALINGS: dict[str, Scaling] = {"default": "none", "linear": "linear", "dynamic": "dynamic"}
 """config.json's `rope_type` to the scaling that it means."""
+STRETCHED = ("linear", "dynamic")
+"""Types that need a factor."""
+LARGEST = 1e30
+"""A larger base or factor is no number that a model was trained with."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,12 @@ def read_rope(config: Mapping[str, Any]) -> tuple[Rope, list[Problem]]:
     transformers 5's `rope_parameters`, and the first release's `rotary: {base, type}`.
     """
     section = _section(config)
-    theta = section.get("rope_theta", section.get("base", config.get("rope_theta", 10000.0)))
-    kind = section.get("rope_type", section.get("type")) or "default"
-    factor = section.get("factor", section.get("scaling_factor", 1.0))
+    theta = section.get("rope_theta", section.get("base", config.get("rope_theta")))
+    theta = 10000.0 if theta is None else theta
+    kind = section.get("rope_type") or section.get("type") or "default"
+    factor = section.get("factor", section.get("scaling_factor"))
+    if factor is None and (kind not in STRETCHED or section is config.get("rotary")):
+        factor = 1.0  # the first release's dynamic scaling states none
     problems = list(_problems(kind, theta, factor))
     if problems:
         return Rope(), problems
@@ -81,19 +89,25 @@ def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _problems(kind: Any, theta: Any, factor: Any) -> Iterator[Problem]:
-    if kind not in SCALINGS:
+    if not isinstance(kind, str) or kind not in SCALINGS:
         yield Problem(
-            f"config.json asks for rope scaling of type {kind!r}.",
+            f"config.json asks for rope scaling of type {shown(kind)}.",
             "null, 'default', 'linear' or 'dynamic'",
             "choose a checkpoint with one of these, or add the type to converter/model/rope.py",
         )
-    if not isinstance(theta, (int, float)) or isinstance(theta, bool) or theta <= 0:
+    if not _is_number(theta) or theta <= 0:
         yield Problem(
-            f"config.json has rope_theta={theta!r}.", "a positive number", "correct config.json"
+            f"config.json has rope_theta={shown(theta)}.", "a positive number", "correct config.json"
         )
-    if not isinstance(factor, (int, float)) or isinstance(factor, bool) or factor < 1:
+    if not _is_number(factor) or factor < 1:
         yield Problem(
-            f"config.json has the rope scaling factor {factor!r}.",
+            f"config.json has the rope scaling factor {shown(factor)}.",
             "a number of at least 1",
             "correct config.json",
         )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that a float32 holds; JSON knows NaN, Infinity and 400 digits."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and -LARGEST <= value <= LARGEST

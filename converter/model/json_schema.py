@@ -1,0 +1,54 @@
+"""JSON files of checkpoints against schemas: every value of a wrong type becomes a problem.
+
+A schema names the keys that the code reads, and only those. `null` counts as a key left out, as in
+transformers' classes, whose defaults apply then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from converter.errors import Problem
+
+LONGEST_SHOWN = 60
+"""Characters of a wrong value that a problem shows."""
+Size = Annotated[int, Field(gt=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class JsonFile(BaseModel):
+    """Base of the schemas: no value is coerced, keys that nothing reads are left alone."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+def value_problems(
+    schema: type[JsonFile], values: Mapping[str, Any], file: str
+) -> Iterator[Problem]:
+    """A problem for each key of `values` whose value the schema does not take.
+
+    Args:
+        schema: each field's description says what is expected.
+        values: the file's content.
+        file: its name, for the problems.
+    """
+    present = {key: value for key, value in values.items() if value is not None}
+    try:
+        schema.model_validate(present)
+    except ValidationError as error:
+        for key in dict.fromkeys(str(detail["loc"][0]) for detail in error.errors()):
+            expected = schema.model_fields[key].description or "another type of value"
+            found = f"{key}={shown(values[key])}" if key in values else f"no {key}"
+            yield Problem(f"{file} has {found}.", expected, f"correct {file}")
+
+
+def shown(value: Any) -> str:
+    """A value as a problem shows it, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"
