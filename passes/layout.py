@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from converter.engine.contract import Done, Pass, Run
+from converter.errors import together_with
 from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import Decoder, build_decoder
+from converter.model.kind import kind_problems
 
 
 class Layout(Pass[Checkpoint, Decoder]):
@@ -14,6 +16,7 @@ class Layout(Pass[Checkpoint, Decoder]):
     name = "layout"
     slot = "layout"
     guarantees = (
+        "config.json is of a kind of model that the layout reads",
         "every tensor of the checkpoint is used, or listed as ignored",
         "every tensor has the shape that config.json implies",
         "rows stand in canonical order, whatever their order in the checkpoint",
@@ -23,6 +26,11 @@ class Layout(Pass[Checkpoint, Decoder]):
     def run(self, artifact: Checkpoint, run: Run) -> Done[Decoder]:
         decoder = self.preview(artifact, run)
         arch = decoder.architecture
+        if artifact.config.get("tie_word_embeddings") and not arch.tie_word_embeddings:
+            run.progress.message(
+                "config.json ties the head to the embedding, and the weights hold another head: "
+                "both are kept, as transformers 5 does."
+            )
         return Done(
             decoder,
             summary=f"{arch.num_hidden_layers} layers, hidden size {arch.hidden_size}, "
@@ -30,5 +38,7 @@ class Layout(Pass[Checkpoint, Decoder]):
         )
 
     def preview(self, artifact: Checkpoint, run: Run) -> Decoder:
-        arch = read_architecture(artifact.config)
-        return build_decoder(artifact, run.recipe.layout, arch)
+        layout = run.recipe.layout
+        with together_with(kind_problems(artifact.config, layout)):
+            arch = read_architecture(artifact.config)
+        return build_decoder(artifact, layout, arch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from converter.engine.contract import Done, Pass, Run
 from converter.errors import ConvertError, Problem
 from converter.model.checkpoint import Checkpoint
-from converter.model.decoder import Decoder
 from converter.progress import format_bytes
 from converter.recipe.schema import Recipe
 from converter.sources.hub import open_hub, preview_hub
@@ -52,17 +50,6 @@ class Load(Pass[None, Checkpoint]):
         if recipe.source.path is None:
             raise ConvertError(_no_path(recipe))
         return open_local(Path(recipe.source.path).expanduser().resolve())
-
-    def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
-        if decoder is None:
-            return
-        kind = decoder.checkpoint.config.get("model_type")
-        if kind is not None and kind not in recipe.layout.model_types:
-            yield Problem(
-                f"The checkpoint's config.json has model_type {kind!r}.",
-                f"one of {', '.join(recipe.layout.model_types)}, which the recipe's layout reads",
-                "choose a recipe for that model, or layout=… with its layout",
-            )
 
 
 def _on_hub(recipe: Recipe) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConvertError, Problem
+from converter.weights.stand_in import stand_in
 from converter.weights.weight import Weight
 
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
@@ -49,6 +50,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ConvertError: the file is missing, unreadable, not JSON or not an object.
     """
+    problem = stand_in(path)
+    if problem is not None:
+        raise ConvertError(problem)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -59,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
                 "check source.path",
             )
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConvertError(
             Problem(
                 f"{path} cannot be read: {error}.", "a JSON file in UTF-8", "fetch the file again"

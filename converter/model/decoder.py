@@ -8,15 +8,17 @@ tensors: `qkv_proj` and `gate_up_proj`.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from converter.errors import Problem, raise_if
+from converter.errors import ConvertError, Problem, raise_if
 from converter.model.architecture import Architecture
 from converter.model.checkpoint import Checkpoint
+from converter.model.misfit import FLOATS, Expected, LayoutForm, misfit_problems
 from converter.model.row_order import compile_row_order
 from converter.recipe.schema import LayoutConfig
 from converter.weights.weight import Weight
@@ -25,7 +27,6 @@ FUSED = {"qkv_proj": ("q", "k", "v"), "q_proj": ("q",), "k_proj": ("k",), "v_pro
 """Projections that carry attention heads in their rows, and which parts each holds."""
 BIAS = "_bias"
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,16 @@ def published_shapes(layout: LayoutConfig, arch: Architecture) -> dict[str, tupl
 def build_decoder(checkpoint: Checkpoint, layout: LayoutConfig, arch: Architecture) -> Decoder:
     """Map a checkpoint's tensors to canonical ones, in canonical row order.
 
+    A head that is tied by config.json and differs from the embedding is kept, as transformers 5
+    keeps it.
+
     Raises:
-        ConvertError: lists every missing, left-over and ill-shaped tensor.
+        ConvertError: what does not fit; see `converter.model.misfit`.
     """
+    arch = _untied(checkpoint.tensors, layout, arch)
     named = _published_names(layout, arch)
     ignored = tuple(name for name in checkpoint.tensors if _is_ignored(name, layout, arch))
-    raise_if(_tensor_problems(checkpoint, named, set(ignored), arch))
+    raise_if(_tensor_problems(checkpoint, named, layout, arch))
     found = {
         canonical: checkpoint.tensors[name]
         for canonical, name in named.items()
@@ -69,6 +74,27 @@ def build_decoder(checkpoint: Checkpoint, layout: LayoutConfig, arch: Architectu
     if "lm_head" not in weights:
         weights["lm_head"] = weights["embed_tokens"]
     return Decoder(arch, weights, checkpoint, ignored)
+
+
+def _untied(
+    tensors: Mapping[str, Weight], layout: LayoutConfig, arch: Architecture
+) -> Architecture:
+    """The architecture with a head of its own where the weights hold another than the embedding."""
+    embedding, head = (tensors.get(layout.tensors.get(name, "")) for name in (EMBEDDING, HEAD))
+    if arch.tie_word_embeddings and embedding and head and _differ(embedding, head):
+        return replace(arch, tie_word_embeddings=False)
+    return arch
+
+
+def _differ(one: Weight, other: Weight) -> bool:
+    """Whether two tensors hold different values; unknown for those that are not fetched yet."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return True
+    if one.dtype not in FLOATS:
+        return False
+    with contextlib.suppress(ConvertError):
+        return any(not torch.equal(one.rows(*rows), other.rows(*rows)) for rows in one.tiles())
+    return False
 
 
 def _published_names(layout: LayoutConfig, arch: Architecture) -> dict[str, str]:
@@ -81,7 +107,6 @@ def _published_names(layout: LayoutConfig, arch: Architecture) -> dict[str, str]
 
 
 def _is_ignored(name: str, layout: LayoutConfig, arch: Architecture) -> bool:
-    # transformers ties by using the embedding as the head, whatever the file holds.
     tied_head = arch.tie_word_embeddings and name == layout.tensors.get("lm_head")
     return tied_head or any(fnmatch.fnmatchcase(name, pattern) for pattern in layout.ignored)
 
@@ -114,27 +139,17 @@ def _shape(canonical: str, arch: Architecture) -> tuple[int, ...]:
 
 
 def _tensor_problems(
-    checkpoint: Checkpoint, named: Mapping[str, str], ignored: set[str], arch: Architecture
+    checkpoint: Checkpoint, named: Mapping[str, str], layout: LayoutConfig, arch: Architecture
 ) -> Iterator[Problem]:
-    tensors = checkpoint.tensors
-    required = _required(named, tensors, arch, bool(checkpoint.config.get("bias")))
-    for canonical, name in named.items():
-        if name not in tensors:
-            if canonical in required:
-                yield Problem(
-                    f"The checkpoint lacks the tensor {name}.",
-                    f"{canonical} of shape {_shape(canonical, arch)}",
-                    "check that the layout fits the checkpoint, and that no shard is missing",
-                )
-        elif name not in ignored:
-            yield from _form_problems(name, tensors[name], _shape(canonical, arch))
-    for name in tensors.keys() - set(named.values()) - ignored:
-        yield Problem(
-            f"The checkpoint's tensor {name} {tensors[name].shape} has no place in the layout.",
-            "every tensor used, or listed as ignored",
-            f"check config.json (num_hidden_layers is {arch.num_hidden_layers}) and the layout; "
-            f"a tensor without effect can be named in layout.ignored",
-        )
+    required = _required(named, checkpoint.tensors, arch, bool(checkpoint.config.get("bias")))
+    expected = {
+        name: Expected(canonical, _shape(canonical, arch), canonical in required)
+        for canonical, name in named.items()
+    }
+    form = LayoutForm(expected, layout.layer_prefix, layout.tensors, arch.num_hidden_layers)
+    return misfit_problems(
+        checkpoint.config, checkpoint.tensors, form, lambda name: _is_ignored(name, layout, arch)
+    )
 
 
 def _required(
@@ -152,21 +167,6 @@ def _required(
         if (not canonical.endswith(BIAS) or canonical.rsplit(".", 1)[-1] in biased)
         and not (canonical == "lm_head" and arch.tie_word_embeddings)
     }
-
-
-def _form_problems(name: str, weight: Weight, shape: tuple[int, ...]) -> Iterator[Problem]:
-    if weight.shape != shape:
-        yield Problem(
-            f"The tensor {name} has shape {weight.shape}.",
-            f"{shape}, as config.json's sizes and heads make it",
-            "check num_attention_heads, num_key_value_heads and the other sizes in config.json",
-        )
-    if weight.dtype not in FLOATS:
-        yield Problem(
-            f"The tensor {name} has dtype {str(weight.dtype).removeprefix('torch.')}.",
-            "float32, float16 or bfloat16",
-            "convert from the unquantized checkpoint",
-        )
 
 
 def _canonical_weights(

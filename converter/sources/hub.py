@@ -28,7 +28,7 @@ from converter.model.decoder import published_shapes
 from converter.progress import Advance, format_bytes
 from converter.recipe.schema import LayoutConfig
 from converter.sources.local import SAFETENSORS, WeightForm, open_local, read_index, weight_form
-from converter.weights.safetensors_file import DTYPES, open_safetensors
+from converter.weights.safetensors_file import DTYPES, open_safetensors, unknown_dtype
 from converter.weights.weight import ComputedWeight, Weight
 
 SMALL_FILES = (
@@ -274,7 +274,8 @@ def _remote_tensors(found: HubRepository, names: Sequence[str]) -> dict[str, Wei
             )
         for tensor, entry in header.tensors.items():
             if entry.dtype not in DTYPES:
-                raise ConvertError(_unknown_type(found, name, tensor, entry.dtype))
+                label = f"{tensor} in {name} of {found.repo}"
+                raise ConvertError(unknown_dtype(label, entry.dtype))
             shape, dtype = tuple(entry.shape), DTYPES[entry.dtype]
             tensors[tensor] = _not_here(f"{tensor} in {name}", shape, dtype)
     return tensors
@@ -287,7 +288,8 @@ def _expected_tensors(
     shapes = published_shapes(layout, read_architecture(config))
     index = found.folder / form.index
     names = read_index(index) if index.is_file() else shapes
-    dtype = getattr(torch, str(config.get("torch_dtype") or "bfloat16"), torch.bfloat16)
+    stated = str(config.get("torch_dtype") or config.get("dtype"))
+    dtype = {"float32": torch.float32, "float16": torch.float16}.get(stated, torch.bfloat16)
     return {name: _not_here(name, shapes.get(name, ()), dtype) for name in names}
 
 
@@ -397,12 +399,4 @@ def _full_disk(found: str, needed: str) -> Problem:
         f"The hub's cache {constants.HF_HUB_CACHE} has too little room: {found}.",
         needed,
         "free some, or set HF_HOME to a folder on a larger disk",
-    )
-
-
-def _unknown_type(found: HubRepository, file: str, tensor: str, dtype: str) -> Problem:
-    return Problem(
-        f"{tensor} in {file} of {found.repo} has the type {dtype}.",
-        "float32, float16 or bfloat16",
-        "convert from the unquantized checkpoint",
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from converter.errors import ConvertError, Problem, raise_if
 from converter.model.checkpoint import Checkpoint, read_json
+from converter.model.json_schema import JsonFile, value_problems
 from converter.weights.safetensors_file import open_safetensors
 from converter.weights.torch_file import open_torch_file
 from converter.weights.weight import Weight
@@ -27,6 +31,42 @@ SAFETENSORS = WeightForm("model.safetensors", "model.safetensors.index.json", op
 TORCH = WeightForm("pytorch_model.bin", "pytorch_model.bin.index.json", open_torch_file)
 FORMS = (SAFETENSORS, TORCH)
 """In order of preference."""
+WEIGHTS = "weights, one file or shards with their index, as transformers saves them"
+_WHOLE = "give the folder of the whole model"
+OTHER_KINDS = (
+    (
+        "adapter_*",
+        "holds an adapter (LoRA or another of PEFT's), not a model",
+        "merge it into its base model with PEFT's merge_and_unload(), save_pretrained(FOLDER), "
+        "and give source.path=FOLDER",
+    ),
+    ("genai_config.json", "is a converted folder, not a checkpoint", _WHOLE),
+    ("*.gguf", "holds llama.cpp's format", "take the repository that it was made from"),
+    ("*.onnx", "holds an ONNX graph, not a checkpoint", _WHOLE),
+    (
+        "model-*-of-*.safetensors",
+        "holds shards without their index",
+        f"fetch {SAFETENSORS.index}; a single shard may be renamed to {SAFETENSORS.single}",
+    ),
+    (
+        "pytorch_model-*-of-*.bin",
+        "holds shards without their index",
+        f"fetch {TORCH.index}; a single shard may be renamed to {TORCH.single}",
+    ),
+    ("consolidated*", "holds the publisher's own format", "take the repository for transformers"),
+    ("tf_model*", "holds TensorFlow's weights", "save the model from PyTorch"),
+    ("flax_model*", "holds Flax's weights", "save the model from PyTorch"),
+    ("model_index.json", "holds a pipeline of diffusers", _WHOLE),
+)
+"""File names, what a folder with them is, and what to do; the first that fits counts."""
+
+
+class IndexFile(JsonFile):
+    """A shard index, as far as it is read."""
+
+    weight_map: Annotated[dict[str, str], Field(min_length=1)] = Field(
+        description="a shard's file name for each tensor"
+    )
 
 
 def open_local(folder: Path, origin: dict[str, Any] | None = None) -> Checkpoint:
@@ -44,8 +84,11 @@ def open_local(folder: Path, origin: dict[str, Any] | None = None) -> Checkpoint
                 "set source.path=FOLDER, with the folder's path",
             )
         )
+    names = sorted(path.name for path in folder.iterdir())
+    form = weight_form(names)
+    if form is None and (other := other_kind(names)):
+        raise ConvertError(Problem(f"{folder} {other[0]}.", WEIGHTS, other[1]))
     config = read_json(folder / "config.json")
-    form = weight_form(path.name for path in folder.iterdir())
     if form is None:
         raise ConvertError(_no_weights(folder))
     shards, tensors = _open_shards(folder, form)
@@ -64,6 +107,16 @@ def weight_form(names: Iterable[str]) -> WeightForm | None:
     return next((form for form in FORMS if form.index in held or form.single in held), None)
 
 
+def other_kind(names: Iterable[str]) -> tuple[str, str] | None:
+    """What a folder without transformers' weights is, by its file names, and what to do."""
+    held = list(names)
+    for pattern, found, remedy in OTHER_KINDS:
+        example = next((name for name in held if fnmatch(name, pattern)), None)
+        if example is not None:
+            return f"{found}: it has {example}", remedy
+    return None
+
+
 def small_files(folder: Path) -> list[Path]:
     """A checkpoint folder's configs and tokenizer files; weights and their index left out."""
     indexes = {form.index for form in FORMS}
@@ -78,9 +131,9 @@ def read_index(path: Path) -> dict[str, str]:
     Raises:
         ConvertError: the file is no index, or names a shard outside of its own folder.
     """
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ConvertError(Problem(f"{path} has no weight_map.", "a shard index", "fetch it again"))
+    content = read_json(path)
+    raise_if(value_problems(IndexFile, content, str(path)))
+    weight_map: dict[str, str] = content["weight_map"]
     raise_if(_unsafe_names(path, weight_map.values()))
     return weight_map
 
@@ -96,7 +149,7 @@ def _open_shards(folder: Path, form: WeightForm) -> tuple[list[Path], dict[str, 
     shards = [folder / name for name in sorted(set(weight_map.values()))]
     for shard in shards:
         wanted = [name for name, file in weight_map.items() if file == shard.name]
-        if not shard.is_file():
+        if not shard.is_file() and not shard.is_symlink():
             problems.append(_missing_shard(shard, form, len(wanted)))
             continue
         try:
@@ -104,7 +157,8 @@ def _open_shards(folder: Path, form: WeightForm) -> tuple[list[Path], dict[str, 
         except ConvertError as error:
             problems += error.problems
             continue
-        problems += [_not_in_shard(name, shard, form) for name in wanted if name not in found]
+        absent = [name for name in wanted if name not in found]
+        problems += [_not_in_shard(absent, shard, form)] if absent else []
         tensors |= found
     raise_if(problems)
     return shards, tensors
@@ -124,7 +178,7 @@ def _no_weights(folder: Path) -> Problem:
     names = [name for form in FORMS for name in (form.single, form.index)]
     return Problem(
         f"{folder} has none of {', '.join(names)}.",
-        "weights, one file or shards with their index",
+        WEIGHTS,
         "check source.path, or fetch the weights",
     )
 
@@ -137,9 +191,10 @@ def _missing_shard(shard: Path, form: WeightForm, count: int) -> Problem:
     )
 
 
-def _not_in_shard(name: str, shard: Path, form: WeightForm) -> Problem:
+def _not_in_shard(names: Sequence[str], shard: Path, form: WeightForm) -> Problem:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return Problem(
-        f"{shard} lacks the tensor {name}.",
+        f"{shard} lacks the tensor {names[0]}{more}.",
         f"every tensor that {form.index} places there",
         "fetch the shard and the index again",
     )

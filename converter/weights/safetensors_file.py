@@ -9,6 +9,7 @@ The tests compare every byte with the library's.
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
@@ -18,8 +19,19 @@ from typing import Any
 import torch
 
 from converter.errors import ConvertError, Problem
+from converter.weights.stand_in import stand_in
 from converter.weights.weight import Weight, tensor_bytes
 
+_NEWER = {
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "C64": "complex64",
+}
+"""Types that some releases of PyTorch lack; nothing computes in them here."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -31,6 +43,7 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    **{name: getattr(torch, kind) for name, kind in _NEWER.items() if hasattr(torch, kind)},
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000  # the library's own limit
@@ -114,6 +127,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, Weight]) -> None:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    problem = stand_in(path)
+    if problem is not None:
+        raise ConvertError(problem)
     try:
         with path.open("rb") as file:
             prefix = file.read(8)
@@ -131,24 +147,34 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-        for entry in header.values():
-            _check_entry(entry)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        for name, entry in header.items():
+            _check_entry(path, name, entry)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConvertError(_not_safetensors(path, f"its header is not valid ({error})")) from None
     return header, 8 + length
 
 
-def _check_entry(entry: Any) -> None:
+def _check_entry(path: Path, name: str, entry: Any) -> None:
     start, end = entry["data_offsets"]
-    count = 1
-    for size in entry["shape"]:
-        if not isinstance(size, int) or size < 0:
-            raise ValueError(f"shape {entry['shape']}")
-        count *= size
+    if not all(_is_count(number) for number in (start, end, *entry["shape"])):
+        raise ValueError(f"{name} has the shape {entry['shape']} and the offsets {start}, {end}")
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"unsupported dtype {entry['dtype']}")
-    if start < 0 or end - start != count * DTYPES[entry["dtype"]].itemsize:
-        raise ValueError(f"offsets {start}, {end} do not fit shape {entry['shape']}")
+        raise ConvertError(unknown_dtype(f"{name} in {path}", entry["dtype"]))
+    if end - start != math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize:
+        raise ValueError(f"the offsets {start}, {end} of {name} do not fit shape {entry['shape']}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+def unknown_dtype(tensor: str, dtype: Any) -> Problem:
+    """The problem of a tensor in a type that is not read, such as 4-bit floats."""
+    return Problem(
+        f"{tensor} has the type {dtype}.",
+        "float32, float16 or bfloat16",
+        "convert from the unquantized checkpoint",
+    )
 
 
 def _open_tensor(file: OpenFile, name: str, entry: Any, data_start: int) -> FileWeight:

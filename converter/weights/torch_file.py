@@ -20,6 +20,7 @@ import torch
 
 from converter.errors import ConvertError, Problem, first_line
 from converter.weights.safetensors_file import FileWeight, OpenFile
+from converter.weights.stand_in import stand_in
 
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 """A zip entry's own header; its last two fields are the lengths of name and extra field."""
@@ -32,6 +33,9 @@ def open_torch_file(path: Path) -> dict[str, FileWeight]:
         ConvertError: the file is missing, damaged, in the old format without a zip archive, holds
             anything besides tensors, or its pickle wants to run code (nothing of it is run then).
     """
+    problem = stand_in(path)
+    if problem is not None:
+        raise ConvertError(problem)
     places = _storage_places(path)
     state = _load(path)
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):

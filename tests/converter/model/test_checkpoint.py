@@ -44,7 +44,7 @@ def test_json_is_utf8(tmp_path: Path) -> None:
     ("content", "part"),
     [
         (None, "does not exist"),
-        (b"", "cannot be read"),
+        (b"", "is empty"),
         (b'{"a": 1', "cannot be read"),
         ('{"name": "书生"}'.encode("gb18030"), "cannot be read"),
         (b"[1, 2]", "holds a list"),

@@ -1,0 +1,47 @@
+"""Which kind of model a config.json is of, and whether a layout reads that kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from converter.errors import Problem
+from converter.model.config_file import CONFIG_FILE
+from converter.model.json_schema import shown
+from converter.recipe.schema import LayoutConfig
+from converter.recipe.tree import built_in_files, built_in_values
+
+LAYOUT = "layout"
+
+
+def kind_problems(config: Mapping[str, Any], layout: LayoutConfig) -> Iterator[Problem]:
+    """Why a layout is not made for the model of a config.json, whatever its tensors are."""
+    kind = config.get("model_type")
+    expected = f"one of {', '.join(layout.model_types)}, which the recipe's layout reads"
+    if kind is None:
+        yield Problem(
+            f"{CONFIG_FILE} has no model_type.",
+            expected,
+            f"take {CONFIG_FILE} from the model's publisher, or add model_type if you know it",
+        )
+    elif kind not in layout.model_types:
+        yield Problem(
+            f"The checkpoint's {CONFIG_FILE} has model_type {shown(kind)}.",
+            expected,
+            _other_layout(kind),
+        )
+    classes = config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    if isinstance(name, str) and not name.endswith("ForCausalLM"):
+        yield Problem(
+            f"{CONFIG_FILE} has architectures={shown(classes)}, which is no text generator.",
+            "a class that ends in ForCausalLM: a decoder with its language model head",
+            "choose the checkpoint of the model that generates text",
+        )
+
+
+def _other_layout(kind: Any) -> str:
+    for name in built_in_files(LAYOUT):
+        if kind in built_in_values(f"{LAYOUT}/{name}.yaml").get("model_types", ()):
+            return f"add {LAYOUT}={name}, or choose a recipe for that model"
+    return f"choose a recipe for that model, or {LAYOUT}=… with its layout"
