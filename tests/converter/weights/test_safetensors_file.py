@@ -47,7 +47,7 @@ def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [0, 4, 60, -1])
 def test_a_truncated_file_is_refused_from_its_header(path: Path, kept: int) -> None:
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ConvertError, match=r"cut short|not a safetensors"):
+    with pytest.raises(ConvertError, match=r"cut short|not a safetensors|is empty"):
         open_safetensors(path)
 
 
