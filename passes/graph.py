@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from converter.engine.contract import Done, Pass, Run
 from converter.errors import Problem
 from converter.graph.graph import Graph
-from converter.graph.kernels import kernel_problems
+from converter.graph.kernels import head_size_problems, kernel_problems
 from converter.graph.template import build_graph
 from converter.model.decoder import Decoder
 from converter.recipe.schema import Recipe
@@ -24,12 +24,8 @@ class BuildGraph(Pass[Decoder, Graph]):
     )
 
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
-        if decoder is not None and decoder.architecture.head_dim % 2:
-            yield Problem(
-                f"The head size is {decoder.architecture.head_dim}.",
-                "an even head size, which rotary embedding needs",
-                "choose another checkpoint",
-            )
+        if decoder is not None:
+            yield from head_size_problems(decoder.architecture.head_dim, recipe.target)
 
     def run(self, artifact: Decoder, run: Run) -> Done[Graph]:
         graph = self.preview(artifact, run)

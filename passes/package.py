@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,16 @@ from converter.engine.contract import Done, Pass, Run
 from converter.engine.estimates import writing_memory
 from converter.errors import ConvertError, Problem
 from converter.graph.graph import Graph
+from converter.graph.template import context_length
 from converter.graph.tensors import model_weights
 from converter.machine.disk import RESULT, Room
 from converter.model.decoder import Decoder
-from converter.output.genai_config import TokenIds, genai_config
+from converter.output.genai_config import (
+    TokenIds,
+    genai_config,
+    generation_problems,
+    search_size_problems,
+)
 from converter.output.lock import lock_entries, resolved_recipe
 from converter.output.model_writer import write_model
 from converter.output.package import Package
@@ -43,9 +49,15 @@ class MakePackage(Pass[Graph, Package]):
             return
         try:
             _tokenizer_of(decoder)
-            decoder.checkpoint.generation_config  # noqa: B018
+            generation = decoder.checkpoint.generation_config
         except ConvertError as error:
             yield from error.problems
+            return
+        length, vocab_size = context_length(decoder, recipe), decoder.architecture.vocab_size
+        if not decoder.checkpoint.has_tokenizer:
+            yield from _past_vocabulary(_stop_ids(decoder.checkpoint.config), vocab_size)
+        yield from generation_problems(generation, recipe.target, vocab_size)
+        yield from search_size_problems(recipe.target, length, vocab_size)
 
     def disk(self, recipe: Recipe, decoder: Decoder) -> Iterable[Room]:
         yield Room(
@@ -114,9 +126,25 @@ def _token_ids(config: Mapping[str, Any], tokenizer: TokenizerFiles | None) -> T
         if tokenizer.bos_token_id is not None:
             bos = tokenizer.bos_token_id
         return TokenIds(bos, tokenizer.eos_token_ids, tokenizer.pad_token_id)
+    ids = _stop_ids(config)
+    pad = config.get("pad_token_id")
+    return TokenIds(bos, ids, pad if pad is not None else (*ids, 0)[0])
+
+
+def _past_vocabulary(ids: Sequence[int], vocab_size: int) -> Iterable[Problem]:
+    for number in ids:
+        if number >= vocab_size:
+            yield Problem(
+                f"config.json has eos_token_id {number}, and the embedding {vocab_size} rows.",
+                f"an id below {vocab_size}",
+                "correct eos_token_id in config.json",
+            )
+
+
+def _stop_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The stop tokens of a config.json; null means that the model has none."""
     eos = config.get("eos_token_id", 2)
-    ids = tuple(eos) if isinstance(eos, list) else (eos,)
-    return TokenIds(bos, ids, config.get("pad_token_id") or ids[0])
+    return tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from converter.errors import ConvertError, Problem
 from converter.evaluation.verification import compare_first_layers, compare_generation, precision
 from converter.graph.graph import Graph
 from converter.graph.names import is_of_layer, plain_initializer
+from converter.graph.template import context_length
 from converter.graph.tensors import model_weights
 from converter.model.decoder import EMBEDDING, Decoder
 from converter.output.package import Package
@@ -39,6 +40,15 @@ class Verify(Pass[Package, Package]):
                 "a largest relative error for the recipe's precision",
                 f"set verify.max_error.{precision(recipe)}=0.01, or add verify=none",
             )
+        length = context_length(decoder, recipe) if decoder is not None else None
+        if length is not None and length <= recipe.verify.new_tokens:
+            yield Problem(
+                f"The context holds {length} tokens, and verify.new_tokens="
+                f"{recipe.verify.new_tokens}.",
+                "room for a prompt of at least one token before those that are generated",
+                f"set verify.new_tokens={max(1, length - 1)}, or add verify=none",
+                key=("verify.new_tokens", "graph.context_length"),
+            )
 
     def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
         weights = model_weights(graph.model)
@@ -53,7 +63,8 @@ class Verify(Pass[Package, Package]):
 
     def run(self, artifact: Package, run: Run) -> Done[Package]:
         verify = run.recipe.verify
-        if artifact.nbytes > verify.max_bytes:
+        layers = artifact.graph.decoder.architecture.num_hidden_layers
+        if artifact.nbytes > verify.max_bytes and layers > 1:
             comparison = compare_first_layers(artifact, run.recipe, verify.first_layers)
         else:
             comparison = compare_generation(artifact, run.recipe)

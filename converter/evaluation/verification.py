@@ -49,10 +49,12 @@ def precision(recipe: Recipe) -> str:
 
 def compare_generation(package: Package, recipe: Recipe) -> Comparison:
     """Generate with onnxruntime-genai on the CPU; compare the logits of every step."""
-    with TemporaryDirectory(dir=package.folder.parent, prefix=".verify-") as name:
+    # In the staging folder, so that what a killed run leaves of it goes with that.
+    with TemporaryDirectory(dir=package.folder, prefix=".verify-") as name:
         folder = cpu_copy(package.folder, Path(name))
         vocab_size = package.graph.decoder.architecture.vocab_size
         prompt = prompt_tokens(folder, recipe.verify.prompt, vocab_size)
+        prompt = prompt[: package.graph.context_length - recipe.verify.new_tokens]
         tokens, found = generate(folder, prompt, recipe.verify.new_tokens)
     reference = _reference(package.graph)
     hidden = reference.hidden_states(torch.tensor([tokens[:-1]]))

@@ -65,3 +65,24 @@ def kernel_problems(model: ir.Model, target: TargetConfig) -> Iterator[Problem]:
             "operators that the execution provider runs (converter/providers.py)",
             "report this, with the recipe",
         )
+
+
+def head_size_problems(head_dim: int, target: TargetConfig) -> Iterator[Problem]:
+    """Head sizes that GroupQueryAttention's kernels do not take.
+
+    Source: onnxruntime's `group_query_attention_helper.h`: multiples of 8, and of 16 where it
+    rotates queries and keys itself.
+    """
+    if head_dim % 8:
+        yield Problem(
+            f"The head size is {head_dim}.",
+            "a multiple of 8, which GroupQueryAttention needs (of 16 where it also rotates)",
+            "choose another checkpoint",
+        )
+    elif head_dim % 16 and target.rotary_in_attention:
+        yield Problem(
+            f"The head size is {head_dim}, and target.rotary_in_attention=true.",
+            "a multiple of 16, which GroupQueryAttention needs to rotate queries and keys",
+            "set target.rotary_in_attention=false target.packed_qkv=false target.position_ids=true",
+            key=("target.rotary_in_attention",),
+        )

@@ -45,9 +45,14 @@ OPSETS = {"": 21, "com.microsoft": 1}
 IR_VERSION = 10
 
 
+def context_length(decoder: Decoder, recipe: Recipe) -> int:
+    """Tokens that prompt and answer may have together: the recipe's, or what the config states."""
+    return recipe.graph.context_length or decoder.architecture.max_position_embeddings
+
+
 def build_graph(decoder: Decoder, recipe: Recipe) -> Graph:
     """The float graph of a decoder, in the form that the recipe's target wants."""
-    length = recipe.graph.context_length or decoder.architecture.max_position_embeddings
+    length = context_length(decoder, recipe)
     template = DecoderTemplate(decoder, recipe.target, length, recipe.graph.last_token_logits)
     dtype = FLOAT_TYPES[recipe.target.float_type]
     shipped = {name: weight.cast(dtype) for name, weight in decoder.weights.items()}

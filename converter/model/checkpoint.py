@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from converter.errors import ConvertError, Problem
+from converter.errors import ConvertError, Problem, raise_if
+from converter.model.config_file import GenerationConfigFile
+from converter.model.json_schema import value_problems
 from converter.weights.stand_in import stand_in
 from converter.weights.weight import Weight
 
+GENERATION_FILE = "generation_config.json"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 """Files of which a tokenizer needs one."""
 
@@ -39,9 +42,17 @@ class Checkpoint:
 
     @property
     def generation_config(self) -> Mapping[str, Any]:
-        """generation_config.json, or an empty mapping where the checkpoint has none."""
-        path = self.folder / "generation_config.json" if self.folder else None
-        return read_json(path) if path and path.is_file() else {}
+        """generation_config.json, or an empty mapping where the checkpoint has none.
+
+        Raises:
+            ConvertError: it cannot be read, or holds values of a wrong type.
+        """
+        path = self.folder / GENERATION_FILE if self.folder else None
+        if path is None or not (path.is_file() or path.is_symlink()):
+            return {}
+        content = read_json(path)
+        raise_if(value_problems(GenerationConfigFile, content, str(path)))
+        return content
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from converter.model.json_schema import JsonFile, Size, TokenId
+from converter.recipe.rules import MOST_POSITIONS
 
 CONFIG_FILE = "config.json"
 SIZE = "a positive whole number"
@@ -14,6 +15,7 @@ SWITCH = "true or false"
 SECTION = "null or an object"
 MOST_LAYERS = 10_000
 """More than any model has; it keeps a damaged number from asking for millions of names."""
+Positions = Annotated[int, Field(gt=0, le=MOST_POSITIONS)]
 Layers = Annotated[int, Field(gt=0, le=MOST_LAYERS)]
 Epsilon = Annotated[float, Field(ge=0, lt=1)]
 
@@ -24,11 +26,13 @@ class ConfigFile(JsonFile):
     vocab_size: Size = Field(description=SIZE)
     hidden_size: Size = Field(description=SIZE)
     intermediate_size: Size = Field(description=SIZE)
-    num_hidden_layers: Layers = Field(description=SIZE)
+    num_hidden_layers: Layers = Field(description=f"{SIZE} of at most {MOST_LAYERS:,}")
     num_attention_heads: Size = Field(description=SIZE)
     num_key_value_heads: Size | None = Field(None, description=SIZE)
     head_dim: Size | None = Field(None, description=SIZE)
-    max_position_embeddings: Size | None = Field(None, description=SIZE)
+    max_position_embeddings: Positions | None = Field(
+        None, description=f"a positive whole number of at most {MOST_POSITIONS:,}"
+    )
     rms_norm_eps: Epsilon | None = Field(None, description="a number below 1, such as 1e-05")
     tie_word_embeddings: bool | None = Field(None, description=SWITCH)
     bias: bool | None = Field(None, description=SWITCH)
@@ -43,6 +47,16 @@ class ConfigFile(JsonFile):
     rope_parameters: dict[str, Any] | None = Field(None, description=SECTION)
     rotary: dict[str, Any] | None = Field(None, description=SECTION)
     quantization_config: dict[str, Any] | None = Field(None, description=SECTION)
+    bos_token_id: int | None = Field(None, description="a token id, or null")
+    eos_token_id: TokenId | list[TokenId] | None = Field(
+        None, description="a token id, a list of them, or null"
+    )
+    pad_token_id: int | None = Field(None, description="a token id, or null")
+
+
+class GenerationConfigFile(JsonFile):
+    """generation_config.json, as far as it is read; its sampling options are the runtime's too."""
+
     bos_token_id: int | None = Field(None, description="a token id, or null")
     eos_token_id: TokenId | list[TokenId] | None = Field(
         None, description="a token id, a list of them, or null"

@@ -41,7 +41,7 @@ class Rope:
         if self.scaling != "dynamic" or length <= max_position_embeddings:
             return self.theta
         stretch = self.factor * length / max_position_embeddings - (self.factor - 1)
-        return float(self.theta * stretch ** (head_dim / (head_dim - 2)))
+        return float(self.theta * stretch ** (head_dim / max(head_dim - 2, 1)))
 
     def inverse_frequencies(
         self, head_dim: int, length: int, max_position_embeddings: int
@@ -97,7 +97,9 @@ def _problems(kind: Any, theta: Any, factor: Any) -> Iterator[Problem]:
         )
     if not _is_number(theta) or theta <= 0:
         yield Problem(
-            f"config.json has rope_theta={shown(theta)}.", "a positive number", "correct config.json"
+            f"config.json has rope_theta={shown(theta)}.",
+            "a positive number",
+            "correct config.json",
         )
     if not _is_number(factor) or factor < 1:
         yield Problem(

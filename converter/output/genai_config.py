@@ -5,10 +5,11 @@ Source: onnxruntime-genai `src/config.cpp`; its parser refuses keys that it does
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from converter.errors import Problem
 from converter.graph.names import (
     ATTENTION_MASK,
     CACHED,
@@ -22,6 +23,7 @@ from converter.graph.names import (
 from converter.machine.cores import physical_cores
 from converter.model.architecture import Architecture
 from converter.providers import PROVIDERS
+from converter.recipe.runtime_options import search_problems, size_problems
 from converter.recipe.schema import TargetConfig
 
 CONFIG_FILE = "genai_config.json"
@@ -49,9 +51,34 @@ SAMPLING = ("do_sample", "repetition_penalty", "temperature", "top_k", "top_p")
 class TokenIds:
     """The ids by which generation begins, ends and pads."""
 
-    bos: int
+    bos: int | None
+    """None for a model without one."""
     eos: tuple[int, ...]
     pad: int
+
+
+def generation_problems(
+    generation: Mapping[str, Any], target: TargetConfig, vocab_size: int
+) -> Iterator[Problem]:
+    """Sampling options of a generation_config.json that the runtime does not take.
+
+    Those that the recipe's target sets itself are not read.
+    """
+    file = "generation_config.json"
+    chosen = {key: generation[key] for key in SAMPLING if generation.get(key) is not None}
+    chosen = {key: value for key, value in chosen.items() if key not in target.search}
+    remedy = f"correct {file}, or set target.search.{{}} to what the runtime takes"
+    yield from search_problems(chosen, f"{file} has {{}}", remedy)
+    remedy = "set target.search.{}={}"
+    yield from size_problems(chosen, f"{file} has {{}}", remedy, vocab_size, vocab_size)
+
+
+def search_size_problems(
+    target: TargetConfig, context_length: int, vocab_size: int
+) -> Iterator[Problem]:
+    """Search options of a target that are too large for the model."""
+    label = "target.search.{}"
+    yield from size_problems(target.search, label, f"set {label}={{}}", context_length, vocab_size)
 
 
 def genai_config(
@@ -75,9 +102,10 @@ def genai_config(
     if target.chunk_size is not None:
         search["chunk_size"] = target.chunk_size
     search |= target.search
+    begin = {} if tokens.bos is None else {"bos_token_id": tokens.bos}
     return {
         "model": {
-            "bos_token_id": tokens.bos,
+            **begin,
             "context_length": context_length,
             "decoder": _decoder(arch, target),
             "eos_token_id": list(tokens.eos),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from converter.errors import Problem
@@ -11,9 +12,13 @@ from converter.recipe.schema import (
     QuantConfig,
     Recipe,
     SourceConfig,
+    VerifyConfig,
     parse_size,
 )
 from converter.recipe.target_rules import target_problems
+
+MOST_POSITIONS = 1 << 24
+"""More than any model was trained with; each takes a row of the rotary caches."""
 
 
 def impossible_values(recipe: Recipe) -> Iterator[Problem]:
@@ -22,22 +27,47 @@ def impossible_values(recipe: Recipe) -> Iterator[Problem]:
     yield from _scheme_problems(recipe.quant)
     yield from _calibration_problems(recipe.calibration)
     yield from target_problems(recipe.target, recipe.quant)
-    if recipe.graph.context_length is not None and recipe.graph.context_length < 1:
+    length = recipe.graph.context_length
+    if length is not None and not 1 <= length <= MOST_POSITIONS:
         yield Problem(
-            f"graph.context_length={recipe.graph.context_length}.",
-            "a positive number of tokens, or null for max_position_embeddings",
+            f"graph.context_length={length}.",
+            f"1 to {MOST_POSITIONS:,} tokens, or null for max_position_embeddings",
             "set graph.context_length=4096",
             key=("graph.context_length",),
         )
     yield from _source_problems(recipe.source)
     yield from _evaluate_problems(recipe.evaluate)
-    if recipe.threads is not None and recipe.threads < 1:
+    yield from _verify_problems(recipe.verify)
+    most = most_threads()
+    if recipe.threads is not None and not 1 <= recipe.threads <= most:
         yield Problem(
             f"threads={recipe.threads}.",
-            "at least 1, or null for all cores",
+            f"1 to {most} on this machine, or null for all cores",
             "set threads=2",
             key=("threads",),
         )
+
+
+def most_threads() -> int:
+    """Threads that this machine can start without harm: more are slower, and may hang it."""
+    return max(64, 4 * (os.cpu_count() or 1))
+
+
+def _verify_problems(verify: VerifyConfig) -> Iterator[Problem]:
+    for key, value, usual in (
+        ("verify.new_tokens", verify.new_tokens, 16),
+        ("verify.first_layers", verify.first_layers, 2),
+    ):
+        if value < 1:
+            yield Problem(f"{key}={value}.", "at least 1", f"set {key}={usual}", key=(key,))
+    for kind, error in verify.max_error.items():
+        if not error > 0:
+            yield Problem(
+                f"verify.max_error.{kind}={error}.",
+                "a positive relative error",
+                f"set verify.max_error.{kind}=0.01, or add verify=none",
+                key=(f"verify.max_error.{kind}",),
+            )
 
 
 def _source_problems(source: SourceConfig) -> Iterator[Problem]:

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from converter.errors import Problem
 from converter.providers import PROVIDERS, float_types
+from converter.recipe.runtime_options import MOST_THREADS, search_problems, session_problems
 from converter.recipe.schema import QuantConfig, TargetConfig
-
-MOST_THREADS = 1024
 
 
 def target_problems(target: TargetConfig, quant: QuantConfig) -> Iterator[Problem]:
@@ -150,6 +149,8 @@ def _dequantize_problems(quant: QuantConfig) -> Iterator[Problem]:
 
 
 def _runtime_problems(target: TargetConfig) -> Iterator[Problem]:
+    yield from search_problems(target.search, "target.search.{}")
+    yield from session_problems(target.session_options, "target.session_options.{}")
     if target.threads is not None and not 0 <= target.threads <= MOST_THREADS:
         yield Problem(
             f"target.threads={target.threads}.",

@@ -14,6 +14,9 @@ from converter.graph.cpu_model import widen
 from converter.graph.names import DATA_FILE, LOGITS, MODEL_FILE
 from converter.output.genai_config import CONFIG_FILE
 
+ONE_SEQUENCE = {"num_beams": 1, "num_return_sequences": 1, "batch_size": 1}
+"""Search options of one plain sequence, whatever the folder's own say."""
+
 
 def cpu_copy(folder: Path, target: Path) -> Path:
     """A folder of links to `folder` that runs on the CPU whatever its provider and type are."""
@@ -25,7 +28,7 @@ def cpu_copy(folder: Path, target: Path) -> Path:
         # onnxruntime refuses a data file that is a link out of the model's folder.
         os.link(folder / DATA_FILE, target / DATA_FILE)
     for path in folder.iterdir():
-        if path.name not in own:
+        if path.name not in own and path.is_file():
             os.symlink(path, target / path.name)
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     options = config["model"]["decoder"]["session_options"]
@@ -43,7 +46,8 @@ def generate(folder: Path, prompt: Sequence[int], count: int) -> tuple[list[int]
 
     model = og.Model(str(folder))
     parameters = og.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(prompt) + count, do_sample=False)
+    length = len(prompt) + count
+    parameters.set_search_options(max_length=length, do_sample=False, **ONE_SEQUENCE)
     generator = og.Generator(model, parameters)
     generator.append_tokens(np.asarray(prompt, dtype=np.int32))
     tokens, steps = list(prompt), []
@@ -63,7 +67,8 @@ def forced_logits(folder: Path, tokens: Sequence[int], prompt: int) -> torch.Ten
 
     model = og.Model(str(folder))
     parameters = og.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(tokens) + 1, do_sample=False)
+    length = len(tokens) + 1
+    parameters.set_search_options(max_length=length, do_sample=False, **ONE_SEQUENCE)
     generator = og.Generator(model, parameters)
     steps = []
     for part in (tokens[:prompt], *([token] for token in tokens[prompt:])):
@@ -84,7 +89,8 @@ def prompt_tokens(folder: Path, text: str, vocab_size: int) -> list[int]:
 
     tokenizer = og.Tokenizer(og.Model(str(folder)))
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    return [config["model"]["bos_token_id"], *tokenizer.encode(text).tolist()]
+    bos = config["model"].get("bos_token_id")
+    return [*([] if bos is None else [bos]), *tokenizer.encode(text).tolist()]
 
 
 def spread_ids(vocab_size: int, count: int) -> list[int]:

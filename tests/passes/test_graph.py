@@ -9,9 +9,37 @@ from converter.engine.execution import check
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 
+APART = ["target.rotary_in_attention=false", "target.packed_qkv=false", "target.position_ids=true"]
 
-def test_an_odd_head_size_is_refused_before_the_work(make_recipe: Callable[..., Any]) -> None:
-    recipe = make_recipe(num_attention_heads=4, hidden_size=60)
-    with pytest.raises(ConvertError, match="The head size is 15") as caught:
+
+@pytest.mark.parametrize(
+    ("head_dim", "words", "expected"),
+    [
+        (15, [], "a multiple of 8"),
+        (20, [], "a multiple of 8"),
+        (100, APART, "a multiple of 8"),
+        (24, [], "a multiple of 16"),
+        (8, [], "a multiple of 16"),
+        (24, APART, None),
+        (16, [], None),
+    ],
+)
+def test_a_head_size_that_attention_cannot_take_is_refused_before_the_work(
+    make_recipe: Callable[..., Any], head_dim: int, words: list[str], expected: str | None
+) -> None:
+    recipe = make_recipe(*words, num_attention_heads=4, hidden_size=4 * head_dim)
+    if expected is None:
+        assert check(recipe, make_passes(recipe.passes), None)
+        return
+    with pytest.raises(ConvertError, match=f"The head size is {head_dim}") as caught:
         check(recipe, make_passes(recipe.passes), None)
-    assert "even" in caught.value.problems[0].expected
+    assert expected in caught.value.problems[0].expected
+
+
+def test_the_remedy_for_a_head_size_is_words_that_help(make_recipe: Callable[..., Any]) -> None:
+    recipe = make_recipe(num_attention_heads=4, hidden_size=96)
+    with pytest.raises(ConvertError) as caught:
+        check(recipe, make_passes(recipe.passes), None)
+    words = caught.value.problems[0].remedy.removeprefix("set ").split()
+    recipe = make_recipe(*words, num_attention_heads=4, hidden_size=96)
+    assert check(recipe, make_passes(recipe.passes), None)
