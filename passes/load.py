@@ -14,6 +14,7 @@ from converter.recipe.schema import Recipe
 from converter.sources.hub import open_hub, preview_hub
 from converter.sources.local import open_local
 from converter.sources.synthetic import open_synthetic
+from converter.storage.user_path import user_path
 
 
 class Load(Pass[None, Checkpoint]):
@@ -49,7 +50,7 @@ class Load(Pass[None, Checkpoint]):
             return open_synthetic(recipe.source, recipe.model, recipe.layout)
         if recipe.source.path is None:
             raise ConvertError(_no_path(recipe))
-        return open_local(Path(recipe.source.path).expanduser().resolve())
+        return open_local(user_path(recipe.source.path))
 
 
 def _on_hub(recipe: Recipe) -> bool:

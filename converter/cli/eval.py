@@ -37,6 +37,7 @@ from converter.recipe.schema import EvaluateConfig, Recipe
 from converter.recipe.validation import parse_recipe
 from converter.storage.cache import Cache, cache_folder
 from converter.storage.staging import LOCK, replacing
+from converter.storage.user_path import user_path
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
@@ -145,10 +146,10 @@ def open_folders(folders: Iterable[str], source: str | None, cache: Cache) -> li
 
 
 def _open(label: str, source: str | None, cache: Cache) -> Opened:
-    folder = Path(label).expanduser().resolve()
+    folder = user_path(label)
     lock, recipe = read_lock(folder), parse_recipe(read_recipe(folder))
     if source is not None:
-        path = str(Path(source).expanduser().resolve())
+        path = str(user_path(source))
         recipe.source = dataclasses.replace(recipe.source, kind="checkpoint", path=path)
     try:
         passes = [item for item in make_passes(recipe.passes) if item.headers_only]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import shlex
 import signal
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = [*words[1:2], HELP[0]]
     # onnxruntime and onnxruntime-genai report usage to their vendor unless told not to.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    signal.signal(signal.SIGTERM, _interrupt)
+    _tolerate_terminals()
+    _end_by_interrupt()
     return _guarded(_dispatch, words)
 
 
@@ -161,8 +163,10 @@ def _imports() -> Iterator[None]:
 
 def _local_weights(recipe: Recipe) -> list[Path]:
     """Files that the lock file will want the hash of, as far as their place is known already."""
+    from converter.storage.user_path import user_path
+
     folder = recipe.source.path
-    return sorted(Path(folder).expanduser().glob("*.safetensors")) if folder else []
+    return sorted(user_path(folder).glob("*.safetensors")) if folder else []
 
 
 def _guarded(verb: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
@@ -235,6 +239,25 @@ def _stop_printing() -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, printed)
         os.close(nowhere)
+
+
+def _tolerate_terminals() -> None:
+    """Write `\\u2026` where a terminal's encoding lacks a character; read what it cannot say."""
+    for stream, errors in (
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+        (sys.stdin, "replace"),
+    ):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _end_by_interrupt() -> None:
+    """Let what ends a process clear up first; `nohup` keeps on ignoring a terminal that closes."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
 
 
 def _interrupt(*_: Any) -> None:

@@ -19,6 +19,7 @@ from converter.graph.names import DATA_FILE, MODEL_FILE
 from converter.olive.config import Workflow, workflow_of
 from converter.output.writable import file_problems
 from converter.storage.staging import LOCK, RECIPE_FILE
+from converter.storage.user_path import user_path
 
 ALONG = ("genai_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
 """Files that go with the model when the input folder does not exist yet."""
@@ -36,7 +37,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Run the verb."""
     with together_with(file_problems(parsed.to, new=True) if parsed.to else ()):
         recipe = compose_recipe(parsed.overrides)
-        folder = (parsed.input or Path(f"{recipe.name}-plain")).expanduser().absolute()
+        folder = user_path(parsed.input or f"{recipe.name}-plain")
         workflow = workflow_of(recipe, folder, _files(folder), f"{recipe.name}-olive")
     text = _text(workflow, parsed.overrides, folder)
     if parsed.to is None:

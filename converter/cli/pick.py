@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from converter.errors import ConvertError, Problem, raise_if
+from converter.storage.user_path import user_path
 from converter.sweeps import sweep
 
 _UNITS = {"": 1.0, "%": 0.01, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
@@ -59,7 +60,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, list[Limit], str]:
     if len(folders) != 1:
         found = ", ".join(folders) or "no folder"
         raise ConvertError(Problem(f"The command names {found}.", "the folder of one sweep", USAGE))
-    return Path(folders[0]).expanduser().resolve(), limits, by
+    return user_path(folders[0]), limits, by
 
 
 def number(text: str, size: bool = True) -> float:

@@ -6,9 +6,7 @@ The exit code is 0 only if every file has the same hash.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,8 @@ from converter.errors import Problem, raise_if
 from converter.output.published import read_lock, read_recipe
 from converter.output.writable import place_problems
 from converter.storage.hashing import file_entries
-from converter.storage.staging import RECIPE_FILE
+from converter.storage.staging import RECIPE_FILE, scratch_folder
+from converter.storage.user_path import user_path
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +43,7 @@ def _override(values: dict[str, Any], words: Sequence[str]) -> Iterator[Problem]
     for word in words:
         key, _, value = word.partition("=")
         if key == "source.path":
-            values["source"]["path"] = str(Path(value).expanduser().resolve())
+            values["source"]["path"] = str(user_path(value))
         elif key == "threads" and value.isdecimal() and int(value) > 0:
             values["threads"] = int(value)
         else:
@@ -112,8 +111,7 @@ def _run_again(folder: Path, values: dict[str, Any], lock: Mapping[str, Any]) ->
             values[slot]["enabled"] = False
             values[slot].pop("max_kld", None)  # a limit for what is measured
     settings = _fact(lock, "tune", "settings")
-    scratch = Path(tempfile.mkdtemp(prefix=".reproduce-", dir=folder.parent))
-    try:
+    with scratch_folder(folder) as scratch:
         recipe = parse_recipe({**values, "output": str(scratch / "again")})
         with show_progress(sys.stderr) as progress:
             made = run_recipe(recipe, make_passes(recipe.passes), progress)
@@ -122,8 +120,6 @@ def _run_again(folder: Path, values: dict[str, Any], lock: Mapping[str, Any]) ->
             write_settings(made, settings)
             found["files"] |= file_entries([made / CONFIG])
         return found
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -24,6 +24,7 @@ from converter.cli import compose
 from converter.errors import ConvertError, Problem, first_line, raise_if
 from converter.recipe.tree import EXPORT, MODEL, RECIPE, SWEEP, Tree
 from converter.recipe.validation import parse_recipe
+from converter.storage.user_path import user_path
 from converter.sweeps import summary, sweep
 from converter.sweeps.sweep import Job, SweepPlan
 
@@ -77,7 +78,9 @@ def plan_sweep(words: Sequence[str]) -> SweepPlan:
     """
     words = _with_sweep_file(words)
     prepared = compose.prepare(words, sweep=True)
-    items = [compose.parse_word(word) for word in prepared.words]
+    parsed = map(compose.parse_word, prepared.words)
+    # The command line has the last word, whether it is one value or several.
+    items = list({item.key_or_group: item for item in parsed}.values())
     swept = [item for item in items if item.is_sweep_override()]
     raise_if(_count_problems(swept))
     fixed = [item.input_line for item in items if not item.is_sweep_override()]
@@ -249,7 +252,7 @@ def _output(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     others = [word for word in words if not word.startswith("output=")]
     if named and not named[-1]:
         raise ConvertError(Problem("output= is empty.", "a folder", "write output=FOLDER"))
-    return (Path(named[-1]).expanduser().resolve() if named else None), others
+    return (user_path(named[-1]) if named else None), others
 
 
 def _new_folder(plan: SweepPlan) -> Path:

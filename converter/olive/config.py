@@ -19,6 +19,7 @@ from converter.providers import CPU
 from converter.recipe.schema import LEFT_IN_FLOAT, OliveConfig, QuantConfig, Recipe
 from converter.recipe.trust import OUTSIDE
 from converter.recipe.validation import nearest_names
+from converter.storage.user_path import user_path
 
 MODULES = "olive.passes.onnx."
 RENAMING = ("OnnxBlockWiseRtnQuantization", "OnnxHqqQuantization")
@@ -56,7 +57,7 @@ def planned_passes(olive: OliveConfig) -> list[PlannedPass]:
                 "set olive.workflow=null, or olive.passes=[]",
             )
         )
-    return read_workflow(Path(olive.workflow).expanduser())
+    return read_workflow(user_path(olive.workflow))
 
 
 def read_workflow(path: Path) -> list[PlannedPass]:

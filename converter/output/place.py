@@ -13,13 +13,14 @@ from converter.output.writable import place_problems
 from converter.recipe.schema import Recipe
 from converter.storage.cache import cache_folder
 from converter.storage.staging import LOCK
+from converter.storage.user_path import user_path
 
 ELSEWHERE = "set output=FOLDER, a new one"
 
 
 def output_folder(recipe: Recipe) -> Path:
     """The recipe's output, or a folder of its name beside the user."""
-    return _absolute(recipe.output or recipe.name)
+    return user_path(recipe.output or recipe.name)
 
 
 def output_problems(recipe: Recipe, output: Path) -> Iterator[Problem]:
@@ -71,13 +72,9 @@ def _places(recipe: Recipe) -> Iterator[tuple[str, Path]]:
         "olive.workflow": recipe.olive.workflow,
     }
     for key, value in named.items():
-        if value is not None and _absolute(value).exists():
-            yield key, _absolute(value)
+        if value is not None and user_path(value).exists():
+            yield key, user_path(value)
     yield "the folder you work in", Path.cwd()
     with contextlib.suppress(RuntimeError):  # a user without one, as in some containers
         yield "your home folder", Path.home().resolve()
     yield "the cache", cache_folder()
-
-
-def _absolute(path: str) -> Path:
-    return Path(path).expanduser().resolve()

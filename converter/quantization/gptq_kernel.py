@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 from numba import float32, njit, uint8
 
+from converter.quantization.kernel_cache import choose_kernel_cache
+
+choose_kernel_cache()
+
 # Multiplications may be fused with additions. Inputs and rows are not summed over here, so that a
 # row's codes depend on no other row.
 _OPTIONS: dict[str, Any] = {

@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 from numba import float32, njit
 
+from converter.quantization.kernel_cache import choose_kernel_cache
+
+choose_kernel_cache()
+
 _OPTIONS: dict[str, Any] = {
     "cache": True,
     "nogil": True,

@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 from numba import float32, int32, njit, uint8, uint32
 
+from converter.quantization.kernel_cache import choose_kernel_cache
+
+choose_kernel_cache()
+
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 # NaN is found by its bits (`round_rows`), so comparisons may leave it out of account. The sign of
 # zero matters only where it is read from the values themselves.

@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 from numba import float32, njit, uint8
 
+from converter.quantization.kernel_cache import choose_kernel_cache
+
+choose_kernel_cache()
+
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 # Sums may be taken in any order, and multiplications fused: a candidate's error is a measure, not
 # a stored value. The order depends on nothing but the block size.

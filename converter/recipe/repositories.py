@@ -72,7 +72,7 @@ def project_lock(start: Path | None = None) -> Path | None:
 def user_lock() -> Path:
     """The user's own lock file."""
     base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(base).expanduser() / "convert" / LOCK_FILE
+    return Path(os.path.expanduser(base)) / "convert" / LOCK_FILE
 
 
 def repositories() -> dict[str, Repository]:

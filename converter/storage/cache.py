@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from converter.errors import ConvertError, Problem
+from converter.storage.fallback import is_writable, temporary_folder
 from converter.storage.hashing import hash_file
+from converter.storage.user_path import user_path
 
 FORMAT = 1
 """Part of every key: a change of the layout makes all older entries unreachable."""
@@ -295,8 +297,18 @@ class Cache:
 
 
 def cache_folder() -> Path:
-    """$CONVERT_CACHE, or else ~/.cache/convert."""
-    return Path(os.environ.get(FOLDER_VARIABLE) or "~/.cache/convert").expanduser().resolve()
+    """$CONVERT_CACHE, or else ~/.cache/convert; a temporary folder where it cannot be written.
+
+    A cache that is there already and may only be read still serves.
+    """
+    named = os.environ.get(FOLDER_VARIABLE) or "~/.cache/convert"
+    try:
+        folder = user_path(named)
+    except ConvertError:  # a user without a home folder, as in some containers
+        return temporary_folder("cache", named)
+    if is_writable(folder) or _is_folder(folder / "entries"):
+        return folder
+    return temporary_folder("cache", str(folder))
 
 
 def key_hash(key_parts: Mapping[str, Any]) -> str:
@@ -391,6 +403,13 @@ def _erase(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a folder above it may not be entered
+        return False
 
 
 def _read_entry(path: Path) -> dict[str, Any] | None:

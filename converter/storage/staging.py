@@ -99,6 +99,13 @@ def open_staging(output: Path) -> Iterator[Staging]:
 
 
 @contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """A temporary folder beside another, removed at the end; a killed run's goes with the next."""
+    with open_staging(beside) as staging:
+        yield staging.folder
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary neighbour of `path` that takes its place if the context ends without an error."""
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
