@@ -274,10 +274,10 @@ def _left_problems(
 
 
 def _kinds(names: Sequence[str]) -> list[list[str]]:
-    """Names that differ in numbers only, together; the first of each kind decides the order."""
+    """Names that differ in the numbers between dots only, together; the first of each kind decides the order."""
     kinds: dict[str, list[str]] = {}
     for name in names:
-        kinds.setdefault(re.sub(r"\d+", "N", name), []).append(name)
+        kinds.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "N", name), []).append(name)
     return list(kinds.values())
 
 

@@ -93,3 +93,36 @@ def test_all_contradictions_are_said_at_once(changes: dict[str, Any], parts: lis
 def test_a_sliding_window_that_is_not_used_is_no_problem() -> None:
     assert read_architecture(GOOD | {"sliding_window": 4096, "use_sliding_window": False})
     assert read_architecture(GOOD | {"sliding_window": None, "hidden_act": "swish"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "mistral"}, "means 4096"),
+        ({"model_type": "mistral", "sliding_window": 8, "use_sliding_window": False}, "window=8"),
+        ({"model_type": "mistral", "sliding_window": None}, None),
+        ({"model_type": "qwen2", "sliding_window": 8}, None),
+        ({"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": True}, "window=8"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention"] * 2}, None),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        ({"is_causal": False}, "is_causal"),
+        ({"is_causal": True}, None),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"partial_rotary_factor": 1.0}, None),
+    ],
+    ids=str,
+)
+def test_attention_is_what_transformers_class_of_the_model_does(
+    changes: dict[str, Any], said: str | None
+) -> None:
+    if said is None:
+        assert read_architecture(GOOD | changes)
+    else:
+        assert said in problems(**changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "default"), [("max_position_embeddings", 2048), ("rms_norm_eps", 1e-6)]
+)
+def test_null_takes_the_default(key: str, default: float) -> None:
+    assert getattr(read_architecture(GOOD | {key: None}), key) == default

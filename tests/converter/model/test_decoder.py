@@ -81,6 +81,21 @@ def test_tied_embeddings_serve_as_head(parts: Any) -> None:
     assert decoder.weights["lm_head"] is decoder.weights["embed_tokens"]
 
 
+def test_a_tied_head_that_differs_from_the_embedding_is_kept(parts: Any) -> None:
+    recipe, config, tensors = parts
+    tied = config | {"tie_word_embeddings": True}
+    decoder = decode(recipe, tied, tensors)
+    assert not decoder.architecture.tie_word_embeddings and not decoder.ignored
+    assert decoder.weights["lm_head"] is tensors["output.weight"]
+    tensors["output.weight"] = TensorWeight(tensors["model.tok_embeddings.weight"].read())
+    decoder = decode(recipe, tied, tensors)
+    assert decoder.weights["lm_head"] is decoder.weights["embed_tokens"]
+    last = tensors["output.weight"].read()
+    last[-1, -1] += 1
+    tensors["output.weight"] = TensorWeight(last)
+    assert not decode(recipe, tied, tensors).architecture.tie_word_embeddings
+
+
 def test_layouts_of_other_families_are_yaml_only(parts: Any) -> None:
     """A Phi-3-like checkpoint: concatenated Q|K|V and a fused gate and up."""
     recipe, config, _tensors = parts

@@ -74,6 +74,10 @@ def test_the_slowest_pair_turns_by_the_base() -> None:
         ({"rope_theta": "1e6"}, "rope_theta='1e6'"),
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor 0.5"),
         ({"rope_scaling": {"type": "linear", "factor": None}}, "factor None"),
+        ({"rope_scaling": {"type": "dynamic"}}, "factor None"),
+        ({"rope_scaling": {"type": ["dynamic"], "factor": 2.0}}, "type ['dynamic']"),
+        ({"rope_theta": float("inf")}, "rope_theta=inf"),
+        ({"rope_theta": 10**400}, "rope_theta="),
     ],
     ids=str,
 )
@@ -81,3 +85,16 @@ def test_what_cannot_be_followed_is_a_problem(config: dict[str, Any], part: str)
     rope, problems = read_rope(config)
     assert rope == Rope() and len(problems) == 1
     assert part in problems[0].found and problems[0].remedy
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rope_theta": None, "rope_scaling": None},
+        {"rope_scaling": {"type": None, "factor": None}},
+        {"rope_scaling": {}},
+    ],
+    ids=str,
+)
+def test_null_is_the_default(config: dict[str, Any]) -> None:
+    assert read_rope(config) == (Rope(), [])

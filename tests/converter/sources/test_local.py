@@ -96,3 +96,48 @@ def test_broken_json_is_named(
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match=r"source\.path=FOLDER"):
         open_local(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("adapter_model.safetensors", "holds an adapter"),
+        ("adapter_config.json", "holds an adapter"),
+        ("genai_config.json", "is a converted folder"),
+        ("model-q4_0.gguf", "llama.cpp"),
+        ("model.onnx", "ONNX graph"),
+        ("model-00001-of-00002.safetensors", "without their index"),
+        ("pytorch_model-00001-of-00002.bin", "without their index"),
+        ("consolidated.00.pth", "publisher's own format"),
+        ("tf_model.h5", "TensorFlow"),
+    ],
+)
+@pytest.mark.parametrize("config", [True, False])
+def test_a_folder_of_another_kind_is_named(
+    tmp_path: Path, name: str, said: str, config: bool
+) -> None:
+    (tmp_path / name).write_bytes(b"content")
+    if config:
+        (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConvertError, match=said) as caught:
+        open_local(tmp_path)
+    (problem,) = caught.value.problems
+    assert name in problem.found and problem.remedy
+
+
+@pytest.mark.parametrize("value", [None, 1, [], {"file": "x"}])
+def test_a_shard_index_names_files(sharded: Path, value: object) -> None:
+    index = sharded / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["output.weight"] = value
+    index.write_text(json.dumps(content))
+    with pytest.raises(ConvertError, match="weight_map="):
+        open_local(sharded)
+
+
+def test_a_link_to_a_shard_that_is_gone_is_named(sharded: Path) -> None:
+    shard = first_shard(sharded)
+    shard.unlink()
+    shard.symlink_to("../blobs/gone")
+    with pytest.raises(ConvertError, match=r"link to \.\./blobs/gone"):
+        open_local(sharded)

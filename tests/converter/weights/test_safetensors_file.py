@@ -74,3 +74,25 @@ def test_impossible_headers_are_refused(tmp_path: Path, entry: object) -> None:
     file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(64))
     with pytest.raises(ConvertError, match="header is not valid"):
         open_safetensors(file)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "uint16", "uint32", "uint64"])
+def test_a_good_file_in_any_type_is_not_damaged(tmp_path: Path, dtype: str) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"x": torch.zeros(4, 2).to(getattr(torch, dtype))}, file)
+    opened = open_safetensors(file)["x"]
+    assert (opened.shape, opened.dtype) == ((4, 2), getattr(torch, dtype))
+    assert opened.read().shape == (4, 2)
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F99", None, ["F32"]])
+def test_a_type_that_is_not_read_is_named_and_the_file_not_called_damaged(
+    tmp_path: Path, dtype: object
+) -> None:
+    entry = {"dtype": dtype, "shape": [1], "data_offsets": [0, 4]}
+    text = json.dumps({"x": entry}).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    with pytest.raises(ConvertError, match=r"x in .* has the type|not valid") as caught:
+        open_safetensors(file)
+    assert isinstance(dtype, list) or "fetch it again" not in str(caught.value)
