@@ -15,6 +15,7 @@ from converter.graph.graph import Graph
 from converter.graph.template import context_length
 from converter.graph.tensors import model_weights
 from converter.machine.disk import RESULT, Room
+from converter.model.checkpoint import TOKENIZERS, Checkpoint
 from converter.model.decoder import Decoder
 from converter.output.genai_config import (
     TokenIds,
@@ -31,6 +32,7 @@ from converter.recipe.schema import Recipe
 from converter.storage.hashing import file_entries
 from converter.storage.staging import RECIPE_FILE
 from converter.tokenizer import TokenizerFiles, prepare_tokenizer
+from converter.tokenizer.stop_tokens import StopTokens, row_problems, stop_tokens
 
 
 class MakePackage(Pass[Graph, Package]):
@@ -47,15 +49,19 @@ class MakePackage(Pass[Graph, Package]):
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
         if decoder is None:
             return
+        yield from _missing_tokenizer(recipe, decoder)
         try:
-            _tokenizer_of(decoder)
+            tokenizer = _tokenizer_of(decoder)
             generation = decoder.checkpoint.generation_config
         except ConvertError as error:
             yield from error.problems
             return
         length, vocab_size = context_length(decoder, recipe), decoder.architecture.vocab_size
-        if not decoder.checkpoint.has_tokenizer:
-            yield from _past_vocabulary(_stop_ids(decoder.checkpoint.config), vocab_size)
+        if tokenizer is None:
+            yield from row_problems(_declared_stops(decoder.checkpoint), vocab_size)
+        else:
+            yield from tokenizer.comparison.problems
+            yield from tokenizer.comparison.text_problems(recipe.verify.max_text_differences)
         yield from generation_problems(generation, recipe.target, vocab_size)
         yield from search_size_problems(recipe.target, length, vocab_size)
 
@@ -79,7 +85,7 @@ class MakePackage(Pass[Graph, Package]):
             tokenizer = self._tokenizer(artifact, run)
             write_model(artifact.model, folder, recipe.threads, run.progress.advance)
             run.staging.lock |= lock_entries(recipe.name, checkpoint, sources.result())
-        tokens = _token_ids(checkpoint.config, tokenizer)
+        tokens = _token_ids(checkpoint, tokenizer)
         arch, length = artifact.decoder.architecture, artifact.context_length
         config = genai_config(arch, length, recipe.target, tokens, checkpoint.generation_config)
         _write_json(folder / "genai_config.json", config)
@@ -99,9 +105,36 @@ class MakePackage(Pass[Graph, Package]):
                 "The recipe is for a chat model, and the source has no chat template: "
                 "`convert chat` will continue plain text."
             )
-        for note in tokenizer.notes:
+        hidden = tokenizer.hidden_tool_tokens
+        if hidden:
+            run.progress.message(
+                f"Decoded text does not show the special tokens of a tool call, "
+                f"{', '.join(hidden)}: look for their ids in the answer."
+            )
+        for note in tokenizer.notes + tokenizer.comparison.notes:
             run.progress.message(f"tokenizer: {note}")
         return tokenizer
+
+
+def _missing_tokenizer(recipe: Recipe, decoder: Decoder) -> Iterable[Problem]:
+    """A chat model needs its tokenizer; other folders may take token ids only."""
+    folder = decoder.checkpoint.folder
+    if folder is None or decoder.checkpoint.has_tokenizer:
+        return
+    for path in (folder / name for name in TOKENIZERS):
+        if path.is_symlink():
+            yield Problem(
+                f"{path} is a link to {path.readlink()}, which is not there.",
+                "the file itself, as a complete download has it",
+                "fetch the file again",
+            )
+            return
+    if recipe.model.chat:
+        yield Problem(
+            f"{folder} has no tokenizer, and the recipe is for a chat model.",
+            " or ".join(TOKENIZERS),
+            "copy the tokenizer's files from the model's repository into the folder",
+        )
 
 
 def _tokenizer_of(decoder: Decoder) -> TokenizerFiles | None:
@@ -120,31 +153,27 @@ def smallest_size(recipe: Recipe, decoder: Decoder) -> int:
     return sum(weight.numel for weight in decoder.weights.values()) * bits // 8
 
 
-def _token_ids(config: Mapping[str, Any], tokenizer: TokenizerFiles | None) -> TokenIds:
-    bos = config.get("bos_token_id", 1)
+def _token_ids(checkpoint: Checkpoint, tokenizer: TokenizerFiles | None) -> TokenIds:
+    bos = checkpoint.config.get("bos_token_id", 1)
     if tokenizer is not None:
         if tokenizer.bos_token_id is not None:
             bos = tokenizer.bos_token_id
         return TokenIds(bos, tokenizer.eos_token_ids, tokenizer.pad_token_id)
-    ids = _stop_ids(config)
+    ids = _declared_stops(checkpoint).ids
     pad = config.get("pad_token_id")
     return TokenIds(bos, ids, pad if pad is not None else (*ids, 0)[0])
 
 
-def _past_vocabulary(ids: Sequence[int], vocab_size: int) -> Iterable[Problem]:
-    for number in ids:
-        if number >= vocab_size:
-            yield Problem(
-                f"config.json has eos_token_id {number}, and the embedding {vocab_size} rows.",
-                f"an id below {vocab_size}",
-                "correct eos_token_id in config.json",
-            )
+def _declared_stops(checkpoint: Checkpoint) -> StopTokens:
+    """Those that the configs name; all there is for a source without a tokenizer.
 
-
-def _stop_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """The stop tokens of a config.json; null means that the model has none."""
-    eos = config.get("eos_token_id", 2)
-    return tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+    A config.json without the key has the classes' default, 2; null means that there is none.
+    """
+    settings = {
+        "generation_config.json": checkpoint.generation_config,
+        "config.json": {"eos_token_id": 2, **checkpoint.config},
+    }
+    return stop_tokens(settings, None, {})
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -178,7 +178,7 @@ def _tokenizer(checkpoint: Checkpoint, arch: Architecture) -> tuple[dict[str, in
     template = "with" if made.chat_template else "without"
     note = f"Tokenizer: stops at {stops}, {template} a chat template."
     sizes = {name: len(content) for name, content in made.files.items()}
-    return sizes, [note, *(f"Tokenizer: {text}" for text in made.notes)]
+    return sizes, [note, *(f"Tokenizer: {text}" for text in made.notes + made.comparison.notes)]
 
 
 def _memory(

@@ -83,7 +83,8 @@ class ChatSession:
 
     def _ids(self, messages: list[dict[str, str]], prompt: str) -> list[int]:
         if not self.has_template:
-            return [*self._runtime.bos, *self._runtime.encode(prompt)]
+            bos, ids = self._runtime.bos, self._runtime.encode(prompt)
+            return ids if bos and ids[:1] == bos else [*bos, *ids]  # typed already, it is there
         return self._runtime.encode(self._runtime.render(messages))
 
     def _feed(self, ids: list[int]) -> None:

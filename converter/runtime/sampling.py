@@ -70,8 +70,7 @@ def writes_chats(runtime: Runtime, options: SampleOptions) -> bool:
 
 
 def _documents(runtime: Runtime, options: SampleOptions, seed: int) -> tuple[list[str], int]:
-    start = [runtime.tokenizer.bos_token_id]
-    rows = _write(runtime, [start] * BATCH, options, seed)
+    rows = _write(runtime, [[runtime.start]] * BATCH, options, seed)
     texts = [runtime.tokenizer.decode(row).strip() for row in rows]
     return [text for text in texts if text], sum(map(len, rows))
 

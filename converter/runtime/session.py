@@ -15,6 +15,7 @@ from converter.errors import ConvertError, Problem, raise_if
 from converter.output.published import read_lock
 from converter.providers import PROVIDERS
 from converter.storage.staging import LOCK
+from converter.tokenizer.runtime_tokenizer import template_words
 
 CONFIG = "genai_config.json"
 GENAI, ONNXRUNTIME = "onnxruntime_genai", "onnxruntime"
@@ -53,6 +54,7 @@ class Runtime:
         has_template: whether it is a chat model; a base model continues text.
         context_length: tokens that prompt and answer may have together.
         bos: the ids that begin a text, which the runtime's encoder does not add.
+        start: the id after which a text of its own begins; a stop token where there is no bos.
         stops: ids that end an answer.
         goes_back: whether a generator can forget its last tokens.
     """
@@ -62,14 +64,17 @@ class Runtime:
         self.folder = folder
         self.has_template = "chat_template" in tokenizer_config
         self.context_length: int = config["context_length"]
-        self.bos = [config["bos_token_id"]] if tokenizer_config.get("add_bos_token") else []
+        bos = config.get("bos_token_id")
+        self.bos = [bos] if tokenizer_config.get("add_bos_token") and bos is not None else []
         self.goes_back = all(_rewinds(name) for name in _providers(config))
         self._module = _import_runtime()
         with _loading(folder, _OTHER_PROVIDER):
             self._model = self._module.Model(str(folder))
         with _loading(folder, _BROKEN_TOKENIZER):
             self.tokenizer = self._module.Tokenizer(self._model)
-        self.stops = frozenset(map(int, self.tokenizer.eos_token_ids))
+        stops = list(map(int, self.tokenizer.eos_token_ids))
+        self.stops = frozenset(stops)
+        self.start = stops[0] if bos is None else int(bos)
 
     def generator(self, search: Mapping[str, Any]) -> Any:
         """A new generator with the `search` options of onnxruntime-genai."""
@@ -80,13 +85,16 @@ class Runtime:
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The messages as the chat template writes them, an answer's beginning behind them.
 
-        Raises `ConvertError` for what is no text.
+        Raises `ConvertError` for what is no text, and for what the template refuses.
         """
         for message in messages:
             _encoded(message["content"])
-        text: str = self.tokenizer.apply_chat_template(
-            json.dumps(list(messages), ensure_ascii=False), add_generation_prompt=True
-        )
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                json.dumps(list(messages), ensure_ascii=False), add_generation_prompt=True
+            )
+        except RuntimeError as error:
+            raise ConvertError(_refused(error)) from error
         return text
 
     def encode(self, text: str) -> list[int]:
@@ -126,7 +134,10 @@ def _config_problems(path: Path, config: Mapping[str, Any]) -> Iterator[Problem]
     if not isinstance(model, dict):
         yield _not_converted(f"{path} has no model section")
         return
-    for key, kind in (("context_length", int), ("bos_token_id", int), ("decoder", dict)):
+    kinds: dict[str, type] = {"context_length": int, "decoder": dict}
+    if "bos_token_id" in model:
+        kinds["bos_token_id"] = int
+    for key, kind in kinds.items():
         if not isinstance(model.get(key), kind):
             found = json.dumps(model[key]) if key in model else "nothing"
             yield _not_converted(f"{path}: model.{key} is {found}")
@@ -203,6 +214,14 @@ def _providers(config: dict[str, Any]) -> set[str]:
 
 def _rewinds(provider: str) -> bool:
     return provider not in PROVIDERS or PROVIDERS[provider].rewinds
+
+
+def _refused(error: RuntimeError) -> Problem:
+    return Problem(
+        f"The chat template refuses this conversation: {template_words(error)}.",
+        "messages as the model's template allows them",
+        "leave the system prompt out, or let user and assistant take turns",
+    )
 
 
 def _encoded(text: str) -> bytes:

@@ -40,6 +40,7 @@ SMALL_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
 )
 """Configs and tokenizer files that are fetched when the repository has them."""
 LIST_SECONDS = 30.0

@@ -29,6 +29,8 @@ class WeightForm:
 
 SAFETENSORS = WeightForm("model.safetensors", "model.safetensors.index.json", open_safetensors)
 TORCH = WeightForm("pytorch_model.bin", "pytorch_model.bin.index.json", open_torch_file)
+TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
+"""Chat templates, by the names that transformers gives the files."""
 FORMS = (SAFETENSORS, TORCH)
 """In order of preference."""
 WEIGHTS = "weights, one file or shards with their index, as transformers saves them"
@@ -121,8 +123,11 @@ def small_files(folder: Path) -> list[Path]:
     """A checkpoint folder's configs and tokenizer files; weights and their index left out."""
     indexes = {form.index for form in FORMS}
     configs = [path for path in sorted(folder.glob("*.json")) if path.name not in indexes]
-    tokenizer = folder / "tokenizer.model"
-    return [*configs, tokenizer] if tokenizer.is_file() else configs
+    others = (*TEMPLATES, "tokenizer.model")
+    return [
+        *configs,
+        *(path for name in others for path in sorted(folder.glob(name)) if path.is_file()),
+    ]
 
 
 def read_index(path: Path) -> dict[str, str]:

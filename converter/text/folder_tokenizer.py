@@ -12,6 +12,7 @@ from converter.model.checkpoint import TOKENIZERS
 from converter.model.decoder import Decoder
 from converter.text.texts import Message, plain_chat
 from converter.tokenizer import prepare_tokenizer
+from converter.tokenizer.runtime_tokenizer import RuntimeTokenizer, runtime_is_installed
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -34,6 +35,10 @@ class FolderTokenizer:
         from transformers import PreTrainedTokenizerFast
 
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        self._runtime: RuntimeTokenizer | None = None
+        if self._tokenizer.chat_template is not None and runtime_is_installed():
+            names = (TOKENIZER_FILE, "tokenizer_config.json")
+            self._runtime = RuntimeTokenizer({name: (folder / name).read_bytes() for name in names})
         self.bos_token_id = _bos_token_id(folder)
         """The id that stands before every text; None for a model that wants none."""
 
@@ -45,6 +50,8 @@ class FolderTokenizer:
     def render_chat(self, messages: Sequence[Message]) -> str:
         """A conversation as the folder's chat template writes it, or as plain paragraphs.
 
+        onnxruntime-genai renders it where it is installed, as it does for the folder's user.
+
         Raises:
             ValueError: the template refuses it; many want user and assistant to take turns.
         """
@@ -53,8 +60,10 @@ class FolderTokenizer:
         if self._tokenizer.chat_template is None:
             return plain_chat(messages)
         try:
+            if self._runtime is not None:
+                return self._runtime.render(messages, None, generation=False)
             return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False))
-        except TemplateError as error:
+        except (TemplateError, RuntimeError) as error:
             raise ValueError(f"the chat template refuses it: {error}") from error
 
 
@@ -81,7 +90,7 @@ def source_tokenizer(decoder: Decoder) -> FolderTokenizer:
 
 def _bos_token_id(folder: Path) -> int | None:
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    if not settings.get("add_bos_token", True):
+    if not settings.get("add_bos_token", False):
         return None
     config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
     bos: int | None = config["model"].get("bos_token_id")

@@ -81,8 +81,9 @@ def load_text(
     if source == BUILTIN and half not in HALVES:
         raise ValueError(f"half is {half!r}, not one of {HALVES}")
     problems: list[Problem] = []
+    render = _system_or_not(render_chat) if source == BUILTIN else render_chat
     kinds = [
-        TextKind(path.stem, tuple(_documents(path, render_chat, problems)))
+        TextKind(path.stem, tuple(_documents(path, render, problems)))
         for path in _files(_DATA / half if source == BUILTIN else Path(source), problems)
     ]
     raise_if(problems)
@@ -181,6 +182,20 @@ def _shuffled_tokens(kind: TextKind, tokenize: Tokenize, seed: int) -> Iterator[
     return (token for document in order for token in tokenize(document))
 
 
+def _system_or_not(render_chat: RenderChat) -> RenderChat:
+    """The built-in chats for a template that refuses their system messages: without them."""
+
+    def render(messages: Sequence[Message]) -> str:
+        try:
+            return render_chat(messages)
+        except ValueError:
+            if messages[0]["role"] != "system":
+                raise
+            return render_chat(messages[1:])
+
+    return render
+
+
 def _files(path: Path, problems: list[Problem]) -> list[Path]:
     if path.is_file():
         return [path]
@@ -264,6 +279,7 @@ def _runs_of_lines(text: str) -> Iterator[str]:
 def _conversations(
     path: Path, text: str, render_chat: RenderChat, problems: list[Problem]
 ) -> Iterator[str]:
+    reasons: dict[str, list[int]] = {}
     # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -271,14 +287,17 @@ def _conversations(
         try:
             yield _conversation(json.loads(line), render_chat)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(
-                Problem(
-                    f"{path}, line {number}: {_reason(error)}.",
-                    'one object per line: {"messages": [{"role": …, "content": …}]}, '
-                    '{"conversations": [{"from": …, "value": …}]} or {"text": …}',
-                    "correct or remove the line",
-                )
+            reasons.setdefault(_reason(error), []).append(number)
+    for reason, (first, *others) in reasons.items():
+        more = f" and {len(others)} more" if others else ""
+        problems.append(
+            Problem(
+                f"{path}, line {first}{more}: {reason}.",
+                'one object per line: {"messages": [{"role": …, "content": …}]}, '
+                '{"conversations": [{"from": …, "value": …}]} or {"text": …}',
+                "correct or remove the line",
             )
+        )
 
 
 def _conversation(data: Any, render_chat: RenderChat) -> str:

@@ -16,20 +16,33 @@ SentencePiece gives. What remains different, because the runtime cannot do other
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from converter.errors import ConvertError, Problem, first_line, raise_if
+from converter.errors import ConvertError, Problem, raise_if
 from converter.tokenizer.chat_template import (
     IM_END,
     PUBLISHED_TEMPLATE,
     uses_im_end,
     with_tool_forms,
 )
+from converter.tokenizer.comparison import Comparison, Expected, compare_with_runtime
 from converter.tokenizer.merges import WHOLE_TEXT_PATTERN
+from converter.tokenizer.post_processor import adds_token
+from converter.tokenizer.rewritten_template import rewritten_template
 from converter.tokenizer.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
+from converter.tokenizer.settings import (
+    NAMED_TOKENS,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    TOKENS_MAP,
+    read_settings,
+    settings_files,
+    token_text,
+)
 from converter.tokenizer.special_tokens import (
     CHAT_TOKENS,
     Declared,
@@ -37,24 +50,19 @@ from converter.tokenizer.special_tokens import (
     declared_tokens,
     resolve_added_tokens,
 )
+from converter.tokenizer.stop_tokens import StopTokens, stop_problems, stop_tokens, turn_end
+from converter.tokenizer.template_source import TemplateSource, template_source
 from converter.tokenizer.tokenizer_json import (
-    added_token,
     build_tokenizer_json,
     mend_tokenizer_json,
+    read_with_library,
     token_ids,
     tokenizer_json_problems,
 )
+from converter.tokenizer.tool_tokens import hidden_tool_tokens
 
-_JSON_FILES = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-    "config.json",
-)
-_TEMPLATE = "chat_template.jinja"
-_READ = (*_JSON_FILES, _TEMPLATE, "tokenizer.model", "tokenizer.json")
-_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+_SENTENCEPIECE = "tokenizer.model"
+_TOKEN_SETTINGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 @dataclass(frozen=True)
@@ -62,8 +70,9 @@ class TokenizerFiles:
     """What packaging writes, and what genai_config.json has to say about it.
 
     `files` are contents by name; `special_tokens` maps texts to ids; `notes` say what was mended.
-    `eos_token_ids` are the stop tokens: those of generation_config.json (else config.json, else the
-    tokenizer's), and `<|im_end|>` for a chat model.
+    `eos_token_ids` are the stop tokens: those of generation_config.json, config.json, the
+    tokenizer's eos token, and what ends a turn in the chat template. `expected` is what
+    transformers makes of the checkpoint's own files.
     """
 
     files: dict[str, bytes]
@@ -71,6 +80,7 @@ class TokenizerFiles:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     special_tokens: dict[str, int]
+    expected: Expected
     chat_template: str | None = None
     notes: tuple[str, ...] = field(default=())
 
@@ -79,17 +89,29 @@ class TokenizerFiles:
         """Whether the folder can render a conversation."""
         return self.chat_template is not None
 
+    @property
+    def hidden_tool_tokens(self) -> list[str]:
+        """Tokens of a tool call that decoded text leaves out."""
+        if self.chat_template is None:
+            return []
+        return hidden_tool_tokens(self.chat_template, self.special_tokens, self.expected.names)
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """What onnxruntime-genai reads differently, asked once; see `compare_with_runtime`."""
+        return compare_with_runtime(self.files, self.expected)
+
 
 def prepare_tokenizer(checkpoint_folder: Path, vocab_size: int) -> TokenizerFiles:
     """Make the tokenizer files of the checkpoint in `checkpoint_folder`.
 
-    `vocab_size` is the number of rows of the embedding. tokenizer.model decides where there is one;
-    a checkpoint's own tokenizer.json is used only without it. No code of the checkpoint is read.
+    `vocab_size` is the number of rows of the embedding. tokenizer.model decides where there is one,
+    and a tokenizer.json beside it only declares added tokens. No code of the checkpoint is read.
     Raises `ConvertError` with every problem: a missing or truncated file, a tokenizer that is not
     BPE, ids past the embedding, files that contradict each other.
     """
-    paths = (checkpoint_folder / name for name in _READ)
-    stamp = tuple((path.name, *_stamp(path)) for path in paths if path.is_file())
+    paths = [*settings_files(checkpoint_folder), checkpoint_folder / _SENTENCEPIECE]
+    stamp = tuple((str(path), *_stamp(path)) for path in paths if path.is_file())
     return _prepare(checkpoint_folder, vocab_size, stamp)
 
 
@@ -103,14 +125,13 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _prepare(
     checkpoint_folder: Path, vocab_size: int, stamp: tuple[tuple[str, int, int], ...]
 ) -> TokenizerFiles:
-    settings = _read_settings(checkpoint_folder)
-    sentencepiece = checkpoint_folder / "tokenizer.model"
+    settings = read_settings(checkpoint_folder)
+    sentencepiece = checkpoint_folder / _SENTENCEPIECE
     if sentencepiece.is_file():
-        return _from_sentencepiece(
-            read_sentencepiece_model(sentencepiece), settings, vocab_size, checkpoint_folder
-        )
-    if (checkpoint_folder / "tokenizer.json").is_file():
-        return _from_tokenizer_json(checkpoint_folder / "tokenizer.json", settings, vocab_size)
+        model = read_sentencepiece_model(sentencepiece)
+        return _from_sentencepiece(model, settings, vocab_size, checkpoint_folder)
+    if TOKENIZER_JSON in settings:
+        return _from_tokenizer_json(settings, vocab_size)
     raise ConvertError(
         Problem(
             f"{checkpoint_folder} has no tokenizer.model and no tokenizer.json.",
@@ -120,85 +141,78 @@ def _prepare(
     )
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    problems: list[Problem] = []
-    for name in _JSON_FILES:
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            settings[name] = _read_json(path)
-        except ConvertError as error:
-            problems += error.problems
-    template = folder / _TEMPLATE
-    if template.is_file():
-        try:
-            text = template.read_text("utf-8")
-            settings.setdefault("tokenizer_config.json", {})["chat_template"] = text
-        except (OSError, ValueError) as error:
-            found = f"{template} cannot be read: {first_line(error)}."
-            problems.append(Problem(found, "a text file in UTF-8", "fetch the file again"))
-    raise_if(problems)
-    return settings
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConvertError(
-            Problem(
-                f"{path} is not JSON: {first_line(error)}.", "a JSON object", "fetch the file again"
-            )
-        ) from None
-    if not isinstance(content, dict):
-        raise ConvertError(
-            Problem(f"{path} holds a {type(content).__name__}.", "a JSON object", "fetch it again")
-        )
-    return content
-
-
 def _from_sentencepiece(
     model: SentencePieceModel, settings: dict[str, Any], vocab_size: int, folder: Path
 ) -> TokenizerFiles:
-    raise_if(_size_problems(folder / "tokenizer.model", len(model.pieces), vocab_size))
+    raise_if(_size_problems(folder / _SENTENCEPIECE, len(model.pieces), vocab_size))
     declared = declared_tokens(settings)
-    template = _chat_template(settings, IM_END in declared)
-    if uses_im_end(template):
-        for text in CHAT_TOKENS:
-            if chat_token_id(model, text) is not None:
-                declared.setdefault(text, Declared(None))
+    template = _template_source(settings, IM_END in declared)
+    if uses_im_end(template.default):
+        declared |= _assumed_chat_tokens(model, declared, vocab_size)
     added = resolve_added_tokens(model, declared, vocab_size)
-    raise_if(added.problems)
-    given = settings.get("tokenizer_config.json", {})
+    raise_if([*added.problems, *template.problems])
+    given = settings.get(TOKENIZER_CONFIG, {})
     add_bos = {"add_bos_token": bool(given.get("add_bos_token", True)) and model.bos_id >= 0}
     content = build_tokenizer_json(model, added, **add_bos)
-    notes = added.notes + _whole_text_notes(content)
-    if (folder / "tokenizer.json").is_file():
-        notes.append("tokenizer.json was made anew from tokenizer.model")
-    settings["tokenizer_config.json"] = {**_names_in(model), **given, **add_bos}
-    prepared = _assemble(content, settings, template, notes, vocab_size)
-    prepared.files["tokenizer.model"] = model.content
+    notes = [*added.notes, *_whole_text_notes(content)]
+    if TOKENIZER_JSON in settings:
+        notes.append("tokenizer.json was made anew from tokenizer.model and what both declare")
+    settings[TOKENIZER_CONFIG] = {**_names_in(model), **given, **add_bos}
+    prepared = _assemble(content, Expected(None), settings, template, notes, vocab_size)
+    prepared.files[_SENTENCEPIECE] = model.content
     return prepared
+
+
+def _assumed_chat_tokens(
+    model: SentencePieceModel, declared: Mapping[str, Declared], vocab_size: int
+) -> dict[str, Declared]:
+    """InternLM2's chat tokens that no file declares; none for a model that has them elsewhere."""
+    known = {text: chat_token_id(model, text) for text in CHAT_TOKENS}
+    given = {text: declared[text].index for text in CHAT_TOKENS if text in declared}
+    if any(
+        index is not None and 0 <= index < vocab_size and index != known[text]
+        for text, index in given.items()
+    ):
+        return {}
+    return {
+        text: Declared(None)
+        for text, index in known.items()
+        if index is not None and text not in declared
+    }
 
 
 def _names_in(model: SentencePieceModel) -> dict[str, str]:
     ids = (model.bos_id, model.eos_id, model.unk_id, model.pad_id)
     return {
         name: model.pieces[index]
-        for name, index in zip(_NAMED_TOKENS, ids, strict=True)
+        for name, index in zip(NAMED_TOKENS, ids, strict=True)
         if index >= 0
     }
 
 
-def _from_tokenizer_json(path: Path, settings: dict[str, Any], vocab_size: int) -> TokenizerFiles:
-    content = _read_json(path)
-    raise_if(tokenizer_json_problems(content, vocab_size))
+def _from_tokenizer_json(settings: dict[str, Any], vocab_size: int) -> TokenizerFiles:
+    original = settings[TOKENIZER_JSON]
+    raise_if(tokenizer_json_problems(original, vocab_size))
+    reader = read_with_library(original)
     notes: list[str] = []
-    content = mend_tokenizer_json(content, notes)
-    template = _chat_template(settings, IM_END in token_ids(content))
-    return _assemble(content, settings, template, notes, vocab_size)
+    content = mend_tokenizer_json(original, notes)
+    ids = token_ids(content)
+    template = _template_source(settings, all(text in ids for text in CHAT_TOKENS))
+    raise_if(template.problems)
+    given = settings.get(TOKENIZER_CONFIG, {})
+    bos = ids.get(_named_texts(settings, ids).get("bos_token", ""))
+    if bos is not None:
+        add_bos = bool(given.get("add_bos_token", False))
+        if original.get("post_processor"):
+            add_bos = adds_token(original["post_processor"], bos)
+        if given.get("add_bos_token", add_bos) != add_bos:
+            notes.append(
+                f"add_bos_token of {TOKENIZER_CONFIG} is not what post_processor of "
+                f"{TOKENIZER_JSON} does; the latter counts"
+            )
+        settings[TOKENIZER_CONFIG] = {**given, "add_bos_token": add_bos}
+    expected = Expected(reader, content is not original)
+    return _assemble(content, expected, settings, template, notes, vocab_size)
 
 
 def _size_problems(path: Path, pieces: int, vocab_size: int) -> list[Problem]:
@@ -222,88 +236,96 @@ def _whole_text_notes(content: dict[str, Any]) -> list[str]:
     ]
 
 
-def _chat_template(settings: dict[str, Any], declares_im_end: bool) -> str | None:
-    """The template to write; InternLM2's own for a chat checkpoint that was published without."""
-    template = settings.get("tokenizer_config.json", {}).get("chat_template")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
-    if template is None and declares_im_end:
-        template = PUBLISHED_TEMPLATE
-    return None if template is None else with_tool_forms(template)
+def _template_source(settings: dict[str, Any], is_internlm2_chat: bool) -> TemplateSource:
+    """The checkpoint's template; InternLM2's own for a chat checkpoint that has none."""
+    found = template_source(settings)
+    if found.default is None and not found.problems and is_internlm2_chat:
+        found.default = PUBLISHED_TEMPLATE
+        found.notes.append("the source has no chat template; it got InternLM2's published one")
+    if found.default is not None:
+        found.default = with_tool_forms(found.default)
+    return found
 
 
 def _assemble(
     content: dict[str, Any],
+    expected: Expected,
     settings: dict[str, Any],
-    template: str | None,
+    template: TemplateSource,
     notes: list[str],
     vocab_size: int,
 ) -> TokenizerFiles:
     ids = token_ids(content)
-    names = _token_names(settings, ids)
-    stops = _stop_tokens(settings, ids.get(names.get("eos_token", "")), notes)
-    if uses_im_end(template) and IM_END in ids and ids[IM_END] not in stops:
-        stops = (*stops, ids[IM_END])
-        notes.append(f"{IM_END} ({ids[IM_END]}) was added to the stop tokens of a chat model")
-    raise_if(_stop_problems(stops, vocab_size))
-    if "pad_token" not in names:
-        names["pad_token"] = next(text for text, index in ids.items() if index == stops[0])
-    special = {
-        token["content"]: token["id"] for token in content["added_tokens"] if token["special"]
-    }
+    tokens = content.get("added_tokens") or ()
+    added = {token["content"]: token["id"] for token in tokens}
+    kinds = {token["content"]: bool(token.get("special")) for token in tokens}
+    named, names = _named_texts(settings), _named_texts(settings, ids)
+    notes += [*template.notes, *_unknown_names(named, ids)]
+    written = rewritten_template(template, named, notes)
+    stops = _stops(settings, template.default, named, added, ids)
+    raise_if(stop_problems(stops, vocab_size))
+    notes += stops.notes()
+    texts = {index: text for text, index in ids.items()}
+    notes += [
+        f"the stop token {index} has a row but no text in the tokenizer"
+        for index in stops.ids
+        if index not in texts
+    ]
+    if "pad_token" not in names and stops.ids[0] in texts:
+        names["pad_token"] = texts[stops.ids[0]]
+    special = {text: index for text, index in added.items() if kinds[text]}
     additional = [text for text in special if text not in names.values()]
     tokens_map = {**names, "additional_special_tokens": additional}
-    config = _tokenizer_config(settings, content, tokens_map, template)
+    config = _tokenizer_config(settings, content, tokens_map, written)
     return TokenizerFiles(
         files={
-            "tokenizer.json": _json_bytes(content, indent=None),
-            "tokenizer_config.json": _json_bytes(config),
-            "special_tokens_map.json": _json_bytes(tokens_map),
+            TOKENIZER_JSON: _json_bytes(content, indent=None),
+            TOKENIZER_CONFIG: _json_bytes(config),
+            TOKENS_MAP: _json_bytes(tokens_map),
         },
         bos_token_id=ids.get(names.get("bos_token", "")),
-        eos_token_ids=stops,
-        pad_token_id=ids[names["pad_token"]],
+        eos_token_ids=stops.ids,
+        pad_token_id=ids[names["pad_token"]] if "pad_token" in names else stops.ids[0],
         special_tokens=special,
-        chat_template=template,
+        expected=replace(
+            expected, template=template.default, tool_use=template.tool_use, names=named
+        ),
+        chat_template=written,
         notes=tuple(notes),
     )
 
 
-def _token_names(settings: dict[str, Any], ids: dict[str, int]) -> dict[str, str]:
-    """Texts of bos, eos, unk and pad, as the checkpoint names them and where they have an id."""
+def _named_texts(
+    settings: Mapping[str, Any], among: Mapping[str, int] | None = None
+) -> dict[str, str]:
+    """Texts of bos, eos, unk and pad, as the checkpoint names them; only those `among` others."""
     named: dict[str, str] = {}
-    for source in ("special_tokens_map.json", "tokenizer_config.json"):
-        for key in _NAMED_TOKENS:
-            value = settings.get(source, {}).get(key)
-            text = value.get("content") if isinstance(value, dict) else value
-            if text in ids:
+    for source in (TOKENS_MAP, TOKENIZER_CONFIG):
+        for key in NAMED_TOKENS:
+            text = token_text(settings.get(source, {}).get(key))
+            if text is not None and (among is None or text in among):
                 named[key] = text
     return named
 
 
-def _stop_tokens(
-    settings: dict[str, Any], eos_token_id: int | None, notes: list[str]
-) -> tuple[int, ...]:
-    for source in ("generation_config.json", "config.json"):
-        value = settings.get(source, {}).get("eos_token_id")
-        if value is not None:
-            return tuple(dict.fromkeys(value if isinstance(value, list) else [value]))
-    if eos_token_id is None:
-        return ()
-    notes.append("no config names a stop token; the tokenizer's eos token is used")
-    return (eos_token_id,)
+def _unknown_names(named: Mapping[str, str], ids: Mapping[str, int]) -> Iterator[str]:
+    for key, text in named.items():
+        if text not in ids:
+            yield f"the {key} {text} has no id in the tokenizer and is left out"
 
 
-def _stop_problems(stops: tuple[int, ...], vocab_size: int) -> list[Problem]:
-    remedy = 'set "eos_token_id" in generation_config.json'
-    if not stops:
-        return [Problem("No stop token is named anywhere.", "an eos_token_id", remedy)]
-    return [
-        Problem(f"The stop token {index} has no row.", f"an id below {vocab_size}", remedy)
-        for index in stops
-        if not 0 <= index < vocab_size
-    ]
+def _stops(
+    settings: dict[str, Any],
+    template: str | None,
+    named: Mapping[str, str],
+    added: Mapping[str, int],
+    ids: Mapping[str, int],
+) -> StopTokens:
+    """The stop tokens; a template that writes `<|im_end|>` ends its turns with it."""
+    end = None if template is None else turn_end(template, named, added)
+    if end is None and uses_im_end(template):
+        end = IM_END
+    return stop_tokens(settings, end, ids)
 
 
 def _tokenizer_config(
@@ -317,7 +339,7 @@ def _tokenizer_config(
     A class name of a model family would make transformers rebuild the tokenizer its own way, and
     `auto_map` would make it ask for the repository's code.
     """
-    given = settings.get("tokenizer_config.json", {})
+    given = settings.get(TOKENIZER_CONFIG, {})
     kept = ("add_bos_token", "add_eos_token", "model_max_length", "padding_side")
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -325,8 +347,8 @@ def _tokenizer_config(
         **{key: given[key] for key in kept if key in given},
         **tokens_map,
         "added_tokens_decoder": {
-            str(token["id"]): added_token(token["content"], token["special"])
-            for token in content["added_tokens"]
+            str(token["id"]): {key: token.get(key, False) for key in _TOKEN_SETTINGS}
+            for token in content.get("added_tokens") or ()
         },
     }
     if template is not None:

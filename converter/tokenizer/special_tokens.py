@@ -6,7 +6,7 @@ themselves: one maps the chat tokens to 92544...92549, rows that the embedding d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,15 @@ from converter.tokenizer.sentencepiece_model import (
     UNKNOWN,
     USER_DEFINED,
     SentencePieceModel,
+)
+from converter.tokenizer.settings import (
+    ADDED_TOKENS,
+    TOKEN_LISTS,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    TOKENS_MAP,
+    listed_tokens,
+    token_text,
 )
 
 CHAT_TOKENS = (
@@ -29,12 +38,20 @@ CHAT_TOKENS = (
 """What InternLM2's chat models call the last pieces, from the last one (92543) down to 92538."""
 
 
+FLAGS = ("lstrip", "rstrip", "single_word")
+"""Settings by which a token takes blanks beside it along, or is found between words only."""
+
+
 @dataclass(frozen=True)
 class Declared:
     """What a checkpoint's files say about one token; `index` None: no file gives an id."""
 
     index: int | None
     special: bool = True
+    places: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+    """Every file that gives an id, and the id."""
+    flags: frozenset[str] = field(default=frozenset(), compare=False)
+    """Those of `FLAGS` that are set."""
 
 
 @dataclass
@@ -46,26 +63,58 @@ class AddedTokens:
 
     special: dict[str, int]
     ordinary: dict[str, int]
+    flags: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Those of `FLAGS` that are set for a token; none for most."""
     notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
 def declared_tokens(files: Mapping[str, Any]) -> dict[str, Declared]:
-    """Tokens that the JSON `files` (contents by file name) declare, by their text."""
-    config = files.get("tokenizer_config.json", {})
-    declared: dict[str, Declared] = {}
-    for source in (config, files.get("special_tokens_map.json", {})):
-        for entry in source.get("additional_special_tokens") or ():
-            declared[_content(entry)] = Declared(None)
-    for content, index in files.get("added_tokens.json", {}).items():
-        declared[content] = Declared(index)
-    for index, entry in (config.get("added_tokens_decoder") or {}).items():
-        declared[_content(entry)] = Declared(int(index), bool(entry.get("special")))
-    return declared
+    """Tokens that the JSON `files` (contents by file name) declare, by their text.
+
+    An id is that of tokenizer_config.json, else of tokenizer.json, else of added_tokens.json. A
+    token whose kind no file tells is special when one of the lists of special tokens names it.
+    """
+    listed = _listed(files)
+    places: dict[str, list[tuple[str, int]]] = {text: [] for text in listed}
+    entries: dict[str, Mapping[str, Any]] = {}
+    for name, text, index, entry in _with_ids(files):
+        places.setdefault(text, []).append((name, index))
+        if entry is not None:
+            entries.setdefault(text, entry)
+    kinds = {text: bool(entry.get("special")) for text, entry in entries.items()}
+    return {
+        text: Declared(
+            found[0][1] if found else None,
+            kinds.get(text, text in listed or text in CHAT_TOKENS),
+            tuple(found),
+            frozenset(flag for flag in FLAGS if entries.get(text, {}).get(flag)),
+        )
+        for text, found in places.items()
+    }
 
 
-def _content(entry: Any) -> str:
-    return str(entry["content"]) if isinstance(entry, dict) else str(entry)
+def _listed(files: Mapping[str, Any]) -> list[str]:
+    entries = (
+        entry
+        for name in (TOKENIZER_CONFIG, TOKENS_MAP)
+        for key in TOKEN_LISTS
+        for entry in listed_tokens(files.get(name, {}).get(key))
+    )
+    return [text for entry in entries if (text := token_text(entry)) is not None]
+
+
+def _with_ids(
+    files: Mapping[str, Any],
+) -> Iterator[tuple[str, str, int, Mapping[str, Any] | None]]:
+    """File, text, id and entry of every token that has an id, the most exact file first."""
+    decoder = files.get(TOKENIZER_CONFIG, {}).get("added_tokens_decoder") or {}
+    for index, entry in decoder.items():
+        yield TOKENIZER_CONFIG, entry["content"], int(index), entry
+    for entry in files.get(TOKENIZER_JSON, {}).get("added_tokens") or ():
+        yield TOKENIZER_JSON, entry["content"], entry["id"], entry
+    for text, index in files.get(ADDED_TOKENS, {}).items():
+        yield ADDED_TOKENS, text, index, None
 
 
 def resolve_added_tokens(
@@ -73,10 +122,10 @@ def resolve_added_tokens(
 ) -> AddedTokens:
     """Give every declared token the id that the model was trained with.
 
-    A token that is a piece has the piece's id; one declared at an `[UNUSED_TOKEN_n]` takes its
-    place; otherwise InternLM2's chat tokens have the ids that `CHAT_TOKENS` tells. Anything else
-    keeps a declared id between the last piece and `vocab_size` (the number of rows of the
-    embedding), or is a problem.
+    One declared behind the last piece, where the embedding has a row (`vocab_size` counts them),
+    has that id, and one declared at an `[UNUSED_TOKEN_n]` takes its place. A piece has its own id.
+    Otherwise InternLM2's chat tokens have the ids that `CHAT_TOKENS` tells, and a note says so.
+    Anything else is a problem, as are two files that give different ids.
     """
     piece_ids = {piece: index for index, piece in enumerate(model.pieces)}
     added = AddedTokens(
@@ -85,17 +134,24 @@ def resolve_added_tokens(
     )
     renamed: dict[int, str] = {}
     for content, token in declared.items():
+        if (contradiction := _contradiction(content, token, vocab_size)) is not None:
+            added.problems.append(contradiction)
+            continue
         right = _right_id(model, piece_ids, content, token.index, vocab_size)
         if right is None or renamed.get(right, content) != content:
             added.problems.append(_misplaced(content, token.index, vocab_size))
             continue
-        if token.index not in (None, right):
+        if token.index is None and content not in piece_ids:
+            added.notes.append(f"no file gives the id of {content}; it got InternLM2's, {right}")
+        elif token.index not in (None, right):
             added.notes.append(
                 f"the token {content} was declared with id {token.index}; its id is {right}"
             )
         if content not in piece_ids:
             renamed[right] = content
         added.ordinary.pop(content, None)
+        if token.flags:
+            added.flags[content] = token.flags
         (added.special if token.special else added.ordinary)[content] = right
     _drop_placeholders(model, added, renamed)
     return added
@@ -118,14 +174,27 @@ def _right_id(
     index: int | None,
     vocab_size: int,
 ) -> int | None:
+    count = len(model.pieces)
+    if index is not None and count <= index < vocab_size:
+        return index
     if content in piece_ids:
         return piece_ids[content]
-    count = len(model.pieces)
     if index is not None and 0 <= index < count and is_placeholder(model.pieces[index]):
         return index
-    if chat_token_id(model, content) is not None:
-        return chat_token_id(model, content)
-    return index if index is not None and count <= index < vocab_size else None
+    return chat_token_id(model, content)
+
+
+def _contradiction(content: str, token: Declared, vocab_size: int) -> Problem | None:
+    """Two files with different ids that both have a row; an id without one is mended instead."""
+    given = {name: index for name, index in token.places if 0 <= index < vocab_size}
+    if len(set(given.values())) < 2:
+        return None
+    said = ", ".join(f"{index} in {name}" for name, index in given.items())
+    return Problem(
+        f"The files of the tokenizer give the token {content} different ids: {said}.",
+        "one id, that of the row that was trained",
+        "correct or remove the file that is wrong",
+    )
 
 
 def chat_token_id(model: SentencePieceModel, content: str) -> int | None:

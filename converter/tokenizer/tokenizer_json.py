@@ -5,9 +5,12 @@ Source of the format: the serialization of the `tokenizers` library.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
-from converter.errors import Problem
+from converter.errors import ConvertError, Problem
+from converter.tokenizer.byte_level import mend_byte_level, split_step
 from converter.tokenizer.merges import bpe_merges, split_pattern
 from converter.tokenizer.sentencepiece_model import NORMAL, SPACE, SentencePieceModel
 from converter.tokenizer.special_tokens import AddedTokens
@@ -30,7 +33,7 @@ def build_tokenizer_json(
         "padding": None,
         "added_tokens": _added_tokens(added),
         "normalizer": _normalizer(model.add_dummy_prefix),
-        "pre_tokenizer": _split(split_pattern(normal)),
+        "pre_tokenizer": split_step(split_pattern(normal)),
         "post_processor": _bos_first(model) if add_bos_token else None,
         "decoder": _decoder(model.add_dummy_prefix),
         "model": {
@@ -58,7 +61,14 @@ def _vocabulary(model: SentencePieceModel, added: AddedTokens) -> dict[str, int]
 def _added_tokens(added: AddedTokens) -> list[dict[str, Any]]:
     every = [(index, text, True) for text, index in added.special.items()]
     every += [(index, text, False) for text, index in added.ordinary.items()]
-    return [{"id": index, **added_token(text, special)} for index, text, special in sorted(every)]
+    return [
+        {
+            "id": index,
+            **added_token(text, special),
+            **dict.fromkeys(sorted(added.flags.get(text, ())), True),
+        }
+        for index, text, special in sorted(every)
+    ]
 
 
 def added_token(text: str, special: bool) -> dict[str, Any]:
@@ -70,15 +80,6 @@ def added_token(text: str, special: bool) -> dict[str, Any]:
         "rstrip": False,
         "normalized": False,
         "special": special,
-    }
-
-
-def _split(pattern: str) -> dict[str, Any]:
-    return {
-        "type": "Split",
-        "pattern": {"Regex": pattern},
-        "behavior": "Isolated",
-        "invert": False,
     }
 
 
@@ -121,12 +122,18 @@ def mend_tokenizer_json(content: dict[str, Any], notes: list[str]) -> dict[str, 
     """A checkpoint's own tokenizer.json, with the pre-tokenizer that onnxruntime-genai needs.
 
     SentencePiece-like files (byte fallback) often have none, or `Metaspace`, and onnxruntime-genai
-    then splits the text by a regular expression of its own. `notes` receives what was changed.
+    then splits the text by a regular expression of its own; it follows no `Digits` either. `notes`
+    receives what was changed.
     """
     model, given = content["model"], content.get("pre_tokenizer")
+    if not model.get("byte_fallback") and (steps := mend_byte_level(given)) is not None:
+        notes.append(
+            "pre_tokenizer of tokenizer.json was written as steps that the runtime follows"
+        )
+        return {**content, "pre_tokenizer": steps}
     if not model.get("byte_fallback") or not (given is None or given.get("type") == "Metaspace"):
         return content
-    mended = {**content, "pre_tokenizer": _split(split_pattern(_merged_pieces(model)))}
+    mended = {**content, "pre_tokenizer": split_step(split_pattern(_merged_pieces(model)))}
     if given is not None:
         prefix = given.get("prepend_scheme", "always") != "never"
         mended |= {"normalizer": _normalizer(prefix), "decoder": _decoder(prefix)}
@@ -147,6 +154,9 @@ def tokenizer_json_problems(content: Any, vocab_size: int) -> list[Problem]:
     kind = content["model"].get("type")
     if kind != "BPE":
         return [Problem(f"tokenizer.json holds a {kind} model.", "a BPE model", _FROM_ELSEWHERE)]
+    if not _is_vocabulary(content["model"].get("vocab")):
+        found = "tokenizer.json has a vocabulary that is no object of whole numbers."
+        return [Problem(found, "an id for every text", _FROM_ELSEWHERE)]
     problems = []
     if content["model"].get("byte_fallback") and _splits_words(content.get("pre_tokenizer")):
         problems.append(
@@ -178,16 +188,38 @@ def tokenizer_json_problems(content: Any, vocab_size: int) -> list[Problem]:
     return problems
 
 
-def _splits_words(pre_tokenizer: dict[str, Any] | None) -> bool:
+def _is_vocabulary(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(index) is int for index in value.values())
+
+
+def _splits_words(pre_tokenizer: Any) -> bool:
     return bool(
-        pre_tokenizer
+        isinstance(pre_tokenizer, dict)
         and pre_tokenizer.get("type") == "Metaspace"
         and pre_tokenizer.get("split", True)
     )
 
 
+def read_with_library(content: Mapping[str, Any]) -> Any:
+    """A `tokenizers.Tokenizer` of the content, which the library checks in full.
+
+    Raises:
+        ConvertError: the library refuses it.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(json.dumps(content))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library is no Exception
+        said = " ".join(str(error).split()).rstrip(".")[:200]
+        found = f"The tokenizers library cannot read tokenizer.json: {said}."
+        raise ConvertError(Problem(found, "a tokenizers file", _FROM_ELSEWHERE)) from None
+
+
 def token_ids(content: dict[str, Any]) -> dict[str, int]:
     """Text to id of a tokenizer.json: its model's vocabulary and its added tokens."""
     ids = dict(content["model"].get("vocab", {}))
-    ids.update({token["content"]: token["id"] for token in content.get("added_tokens", ())})
+    ids.update({token["content"]: token["id"] for token in content.get("added_tokens") or ()})
     return ids

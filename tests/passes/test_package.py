@@ -18,6 +18,8 @@ from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.recipe.schema import Recipe
 from converter.storage.hashing import hash_file
+from converter.tokenizer import TokenizerFiles
+from converter.tokenizer.comparison import Comparison
 from converter.weights.weight import ComputedWeight
 from passes.load import demo_folder
 
@@ -76,6 +78,54 @@ def test_a_tokenizer_that_cannot_be_packaged_is_found_before_the_work(
         problems = find_problems(recipe, make_passes(recipe.passes), None)[1]
         assert bool(problems) == (not again)
         assert all(name in str(problem) for problem in problems)
+
+
+def check_source(source: Path, *more: str) -> list[str]:
+    words = ["recipe=internlm2_1_8b_chat_cpu_int4", "quant=rtn", "evaluate=none", *more]
+    recipe = compose_recipe([*words, f"source.path='{source}'"])
+    passes = [item for item in make_passes(recipe.passes) if item.enabled(recipe)]
+    return list(map(str, find_problems(recipe, passes, None)[1]))
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_chat_recipe_needs_a_tokenizer(tmp_path: Path, link: bool) -> None:
+    source = shutil.copytree(demo_folder(), tmp_path / "source")
+    (source / "tokenizer.model").unlink()
+    if link:
+        (source / "tokenizer.model").symlink_to(tmp_path / "gone")
+    (said,) = check_source(source)
+    assert ("is a link to" if link else "has no tokenizer") in said
+
+
+def test_what_the_runtime_reads_otherwise_is_found_before_the_work(tmp_path: Path) -> None:
+    source = shutil.copytree(demo_folder(), tmp_path / "source")
+    (source / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content.upper() }}{% endfor %}"
+    )
+    (said,) = check_source(source)
+    assert "renders a question" in said and "HELLO" in said
+
+
+def test_the_share_of_texts_with_other_ids_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Comparison(texts=100, differing=11, example="'a'")
+    monkeypatch.setattr(TokenizerFiles, "comparison", found)
+    (said,) = check_source(demo_folder())
+    assert "11 of 100" in said
+    assert check_source(demo_folder(), "verify.max_text_differences=0.11") == []
+
+
+def test_the_lock_file_names_the_chat_template(tmp_path: Path) -> None:
+    source = shutil.copytree(demo_folder(), tmp_path / "source")
+    (source / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    words = ["recipe=internlm2_1_8b_cpu_int4", f"source.path='{source}'", "verify=none"]
+    folder = convert(compose_recipe(words), tmp_path / "out")
+    lock = json.loads((folder / "convert.lock.json").read_text())
+    read = {path.name for path in source.iterdir()}
+    assert lock["source"]["files"].keys() == read
 
 
 def test_external_data_is_aligned_and_complete(

@@ -205,6 +205,12 @@ def test_a_base_model_continues_each_text_after_its_bos(base_folder: Path) -> No
         assert "".join(session.ask(prompt)) == expected
 
 
+def test_bos_that_is_typed_is_not_fed_twice(base_folder: Path) -> None:
+    session = ChatSession(base_folder, options=OPTIONS)
+    answer = "".join(session.ask("Once upon a time"))
+    assert "".join(session.ask("<s>Once upon a time")) == answer
+
+
 def test_reset_forgets_all_but_the_system_prompt(chat_folder: Path) -> None:
     session = ChatSession(chat_folder, "S", OPTIONS)
     first = "".join(session.ask("Hello"))

@@ -59,6 +59,28 @@ def test_every_damaged_file_is_named(folder: Path) -> None:
     assert "model.onnx.data is missing" in said[1]
 
 
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_what_the_template_refuses_is_a_problem_in_its_words(folder: Path) -> None:
+    refusing = "{{ bos_token }}{{ raise_exception('System role not supported') }}"
+    change(folder / "tokenizer_config.json", chat_template=refusing)
+    (said,) = problems(lambda: Runtime(folder).render([{"role": "user", "content": "Hi"}]))
+    assert "refuses this conversation: System role not supported." in said and "row" not in said
+
+
+def test_a_model_without_bos_begins_a_text_after_a_stop_token(folder: Path) -> None:
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text())
+    whole = Runtime(folder)
+    assert (whole.bos, whole.start) == ([1], 1)
+    del config["model"]["bos_token_id"]
+    path.write_text(json.dumps(config))
+    bare = Runtime(folder)
+    assert bare.bos == [] and bare.start in bare.stops
+
+
 def test_options_that_the_user_set_are_no_damage(folder: Path) -> None:
     path = folder / "genai_config.json"
     config = json.loads(path.read_text())
@@ -85,7 +107,11 @@ def test_a_folder_without_a_lock_file_says_what_the_runtime_says(folder: Path) -
         ({"model": []}, ["no model section"]),
         (
             {"model": {"context_length": "8", "decoder": []}},
-            ['context_length is "8"', "bos_token_id is nothing", "decoder is []"],
+            ['context_length is "8"', "decoder is []"],
+        ),
+        (
+            {"model": {"bos_token_id": None}},
+            ["context_length is nothing", "decoder is nothing", "bos_token_id is null"],
         ),
     ],
 )

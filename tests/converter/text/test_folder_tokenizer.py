@@ -13,6 +13,7 @@ from conftest import DEMO
 
 from converter.errors import ConvertError
 from converter.model.decoder import Decoder
+from converter.text import folder_tokenizer
 from converter.text.folder_tokenizer import FolderTokenizer, source_tokenizer
 
 TEXTS = ["Tell me a story.", "  two  spaces\n\tand a tab", "a", "", "Once upon a time,\n\nthe end"]
@@ -71,6 +72,16 @@ def test_a_template_that_refuses_is_an_error_with_its_words(folder: Path) -> Non
     change(folder / "tokenizer_config.json", chat_template=refusing)
     with pytest.raises(ValueError, match="roles must take turns"):
         FolderTokenizer(folder).render_chat([{"role": "user", "content": "Hi"}])
+
+
+def test_the_runtime_renders_where_it_is_installed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(folder / "tokenizer_config.json", chat_template="{% if true %}\n{% endif %}x")
+    chat = [{"role": "user", "content": "Hi"}]
+    assert FolderTokenizer(folder).render_chat(chat) == "\nx"
+    monkeypatch.setattr(folder_tokenizer, "runtime_is_installed", lambda: False)
+    assert FolderTokenizer(folder).render_chat(chat) == "x"
 
 
 def test_a_model_that_wants_no_bos_has_none(folder: Path) -> None:

@@ -15,6 +15,8 @@ from converter.errors import ConvertError
 from converter.tokenizer import TokenizerFiles, prepare_tokenizer
 from converter.tokenizer.chat_template import PUBLISHED_TEMPLATE, TOOL_TEMPLATE
 from converter.tokenizer.merges import SAFE_SPLIT_PATTERN, WHOLE_TEXT_PATTERN
+from converter.tokenizer.special_tokens import CHAT_TOKENS
+from converter.tokenizer.tokenizer_json import added_token
 
 VOCAB_SIZE = 500
 FIRST_PLACEHOLDER = 490
@@ -141,6 +143,10 @@ def test_base_checkpoint(tmp_path: Path, model: bytes) -> None:
     assert encodings(prepared, ["[UNUSED_TOKEN_0]"]) == [[FIRST_PLACEHOLDER]]
 
 
+REST = {text: IM_START - number for number, text in enumerate(CHAT_TOKENS) if number > 1}
+"""Ids of the chat tokens beside those of a turn."""
+
+
 def chat_config(**more: Any) -> dict[str, Any]:
     return {"chat_template": PUBLISHED_TEMPLATE, "tokenizer_class": "InternLM2Tokenizer", **more}
 
@@ -177,17 +183,88 @@ def test_chat_tokens_take_their_places_however_they_are_declared(
     assert config["chat_template"] == prepared.chat_template == TOOL_TEMPLATE
 
 
-def test_stop_tokens_of_a_good_config_stay_as_they_are(tmp_path: Path, model: bytes) -> None:
+def test_stop_tokens_of_good_configs_stay_as_they_are(tmp_path: Path, model: bytes) -> None:
     folder = checkpoint(
         tmp_path,
         model,
         tokenizer_config=chat_config(),
         generation_config={"eos_token_id": [2, IM_END]},
-        config={"eos_token_id": 7},
+        config={"eos_token_id": 2},
+        added_tokens={"<|im_start|>": IM_START, "<|im_end|>": IM_END, **REST},
     )
     prepared = prepare_tokenizer(folder, VOCAB_SIZE)
     assert prepared.eos_token_ids == (2, IM_END)
     assert prepared.notes == ()
+
+
+def test_stop_tokens_of_all_files_are_united(tmp_path: Path, model: bytes) -> None:
+    folder = checkpoint(
+        tmp_path,
+        model,
+        tokenizer_config={
+            "eos_token": "<eot>",
+            "chat_template": "{% for m in messages %}{{ m.content }}<turn>{% endfor %}",
+        },
+        generation_config={"eos_token_id": 2},
+        config={"eos_token_id": 7},
+        added_tokens={"<eot>": VOCAB_SIZE, "<turn>": VOCAB_SIZE + 1},
+    )
+    prepared = prepare_tokenizer(folder, VOCAB_SIZE + 2)
+    assert prepared.eos_token_ids == (2, 7, VOCAB_SIZE, VOCAB_SIZE + 1)
+    assert any("7 from config.json" in note for note in prepared.notes)
+
+
+def test_a_stop_token_without_a_text(tmp_path: Path, model: bytes) -> None:
+    folder = checkpoint(tmp_path, model, generation_config={"eos_token_id": VOCAB_SIZE + 5})
+    prepared = prepare_tokenizer(folder, VOCAB_SIZE + 8)
+    assert prepared.eos_token_ids == (VOCAB_SIZE + 5, 2)
+    assert prepared.pad_token_id == VOCAB_SIZE + 5
+    assert any("no text" in note for note in prepared.notes)
+
+
+def test_chat_tokens_at_new_rows_keep_them(tmp_path: Path, model: bytes) -> None:
+    ids = {"<|im_start|>": VOCAB_SIZE, "<|im_end|>": VOCAB_SIZE + 1}
+    folder = checkpoint(tmp_path, model, tokenizer_config=chat_config(), added_tokens=ids)
+    prepared = prepare_tokenizer(folder, VOCAB_SIZE + 8)
+    assert encodings(prepared, ["<|im_start|>a<|im_end|>"])[0][::2] == list(ids.values())
+    assert VOCAB_SIZE + 1 in prepared.eos_token_ids
+    assert "<|plugin|>" not in prepared.special_tokens
+    assert encodings(prepared, ["[UNUSED_TOKEN_9]"]) == [[IM_START]]
+
+
+def test_tokens_that_only_tokenizer_json_adds(tmp_path: Path, model: bytes) -> None:
+    tokens = [
+        {"content": "<think>", "id": VOCAB_SIZE, "special": False},
+        {"content": "<vul>", "id": VOCAB_SIZE + 1, "special": True},
+    ]
+    folder = checkpoint(tmp_path, model, tokenizer={"added_tokens": tokens})
+    prepared = prepare_tokenizer(folder, VOCAB_SIZE + 2)
+    assert encodings(prepared, ["a<think>a<vul>"])[0][1::2] == [VOCAB_SIZE, VOCAB_SIZE + 1]
+    assert "<vul>" in prepared.special_tokens and "<think>" not in prepared.special_tokens
+
+
+def test_a_token_keeps_how_it_takes_blanks(tmp_path: Path, model: bytes) -> None:
+    token = {"content": "<x>", "id": VOCAB_SIZE, "rstrip": True}
+    folder = checkpoint(tmp_path, model, tokenizer={"added_tokens": [token]})
+    prepared = prepare_tokenizer(folder, VOCAB_SIZE + 1)
+    entry = parsed(prepared, "tokenizer.json")["added_tokens"][-1]
+    assert entry["id"] == VOCAB_SIZE
+    assert entry["rstrip"] and not entry["lstrip"]
+    decoder = parsed(prepared, "tokenizer_config.json")["added_tokens_decoder"]
+    assert decoder[str(VOCAB_SIZE)]["rstrip"]
+
+
+def test_a_name_without_an_id_is_said(tmp_path: Path, model: bytes) -> None:
+    folder = checkpoint(tmp_path, model, tokenizer_config={"pad_token": "<nowhere>"})
+    assert any("<nowhere>" in note for note in prepare_tokenizer(folder, VOCAB_SIZE).notes)
+
+
+def test_internlm2s_template_is_not_given_without_a_word(tmp_path: Path, model: bytes) -> None:
+    folder = checkpoint(tmp_path, model, added_tokens={"<|im_end|>": IM_END})
+    prepared = prepare_tokenizer(folder, VOCAB_SIZE)
+    assert prepared.chat_template == TOOL_TEMPLATE
+    assert any("no chat template" in note for note in prepared.notes)
+    assert any("<|plugin|>" in note for note in prepared.notes)
 
 
 def test_declared_placeholder_is_renamed_and_own_template_kept(
@@ -307,6 +384,33 @@ def test_good_tokenizer_json_gets_a_pre_tokenizer(
     assert "tokenizer.model" not in prepared.files
 
 
+def test_post_processor_decides_on_bos(tmp_path: Path, fast_only: dict[str, Any]) -> None:
+    config = {"eos_token": "</s>", "bos_token": "<s>"}
+    assert fast_only["post_processor"] is not None
+    for content, given, adds in (
+        (fast_only, {}, True),
+        (fast_only, {"add_bos_token": False}, True),
+        ({**fast_only, "post_processor": None}, {}, False),
+        ({**fast_only, "post_processor": None}, {"add_bos_token": True}, True),
+    ):
+        folder = checkpoint(tmp_path, None, tokenizer=content, tokenizer_config=config | given)
+        prepared = prepare_tokenizer(folder, VOCAB_SIZE)
+        assert parsed(prepared, "tokenizer_config.json").get("add_bos_token") is adds
+        said = any("add_bos_token" in note for note in prepared.notes)
+        assert said == (given == {"add_bos_token": False})
+
+
+def test_a_base_model_with_im_end_gets_no_template(
+    tmp_path: Path, fast_only: dict[str, Any]
+) -> None:
+    token = {"id": VOCAB_SIZE, **added_token("<|im_end|>", special=True)}
+    fast_only["added_tokens"].append(token)
+    config = {"eos_token": "</s>"}
+    folder = checkpoint(tmp_path, None, tokenizer=fast_only, tokenizer_config=config)
+    prepared = prepare_tokenizer(folder, VOCAB_SIZE + 1)
+    assert not prepared.is_chat and prepared.eos_token_ids == (2,)
+
+
 def test_metaspace_becomes_what_both_runtimes_read(
     tmp_path: Path, fast_only: dict[str, Any], model: bytes
 ) -> None:
@@ -330,7 +434,16 @@ def test_bad_tokenizer_json_is_refused(tmp_path: Path, fast_only: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    "content", [{"model": {"type": "Unigram", "vocab": []}}, {"version": "1.0"}, []]
+    "content",
+    [
+        {"model": {"type": "Unigram", "vocab": []}},
+        {"version": "1.0"},
+        [],
+        {"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}},
+        {"model": {"type": "BPE", "vocab": [], "merges": []}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": "a"}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "normalizer": 5},
+    ],
 )
 def test_other_tokenizer_json_is_refused(tmp_path: Path, content: Any) -> None:
     assert len(problems_of(checkpoint(tmp_path, None, tokenizer=content))) == 1

@@ -56,7 +56,25 @@ def test_published_chat_tokens_have_the_last_ids() -> None:
             {"special_tokens_map.json": {"additional_special_tokens": [{"content": "<x>"}]}},
             {"<x>": Declared(None)},
         ),
-        ({"added_tokens.json": {"<x>": 14}}, {"<x>": Declared(14)}),
+        ({"added_tokens.json": {"<x>": 14}}, {"<x>": Declared(14, special=False)}),
+        (
+            {
+                "added_tokens.json": {"<x>": 14},
+                "tokenizer_config.json": {"extra_special_tokens": {"x_token": "<x>"}},
+            },
+            {"<x>": Declared(14)},
+        ),
+        (
+            {"tokenizer.json": {"added_tokens": [{"content": "<x>", "id": 14, "special": True}]}},
+            {"<x>": Declared(14)},
+        ),
+        (
+            {
+                "tokenizer.json": {"added_tokens": [{"content": "<x>", "id": 14}]},
+                "tokenizer_config.json": {"extra_special_tokens": ["<y>"]},
+            },
+            {"<x>": Declared(14, special=False), "<y>": Declared(None)},
+        ),
         (
             {"tokenizer_config.json": {"added_tokens_decoder": {"14": {"content": "<x>"}}}},
             {"<x>": Declared(14, special=False)},
@@ -101,7 +119,35 @@ def test_a_placeholder_takes_the_name_that_is_declared_at_its_id() -> None:
 def test_chat_tokens_have_their_ids_whatever_was_declared(index: int | None) -> None:
     added = resolve_added_tokens(SMALL, {"<|im_start|>": Declared(index)}, COUNT)
     assert added.special["<|im_start|>"] == COUNT - 1 and added.problems == []
-    assert bool(added.notes) == (index is not None)
+    (note,) = added.notes
+    assert ("no file gives the id" in note) == (index is None)
+
+
+def test_a_row_behind_the_last_piece_is_the_tokens_own() -> None:
+    declared = {"<|im_start|>": Declared(COUNT), "<own>": Declared(COUNT + 1)}
+    added = resolve_added_tokens(SMALL, declared, COUNT + 2)
+    assert added.special["<|im_start|>"] == COUNT and added.special["<own>"] == COUNT + 1
+    assert added.notes == [] == added.problems
+
+
+def test_files_with_different_ids_are_a_problem_where_both_have_a_row() -> None:
+    files: dict[str, Any] = {
+        "added_tokens.json": {"<x>": COUNT},
+        "tokenizer.json": {"added_tokens": [{"content": "<x>", "id": COUNT + 1}]},
+    }
+    (problem,) = resolve_added_tokens(SMALL, declared_tokens(files), COUNT + 2).problems
+    assert f"{COUNT} in added_tokens.json" in problem.found and "<x>" in problem.found
+    mended = resolve_added_tokens(SMALL, declared_tokens(files), COUNT + 1)
+    assert [problem.found for problem in mended.problems] != []
+    files["tokenizer.json"]["added_tokens"] = [{"content": "<x>", "id": COUNT}]
+    assert resolve_added_tokens(SMALL, declared_tokens(files), COUNT + 1).problems == []
+
+
+def test_flags_of_a_token_are_kept() -> None:
+    entry = {"content": "<x>", "id": COUNT, "lstrip": True, "single_word": True, "rstrip": False}
+    files = {"tokenizer.json": {"added_tokens": [entry]}}
+    added = resolve_added_tokens(SMALL, declared_tokens(files), COUNT + 1)
+    assert added.flags == {"<x>": {"lstrip", "single_word"}}
 
 
 def test_without_placeholders_there_are_no_chat_tokens() -> None:
