@@ -79,7 +79,7 @@ def stored_decoder(recipe: Any, folder: Path) -> Any:
 
     path = folder / "checkpoint"
     path.mkdir(parents=True)
-    write_checkpoint(open_synthetic(recipe.source, recipe.model, recipe.layout), path)
+    write_checkpoint(open_synthetic(recipe), path)
     # Without its folder the checkpoint has no tokenizer, and calibration takes random tokens.
     checkpoint = dataclasses.replace(open_local(path), folder=None)
     (layout,) = make_passes(["layout"])

@@ -81,7 +81,7 @@ def write_inputs(model: str, tokenizer: Path | None, work: Path, twin: bool) -> 
     published, llama = work / "internlm2", work / "llama"
     if not published.exists():
         published.mkdir()
-        checkpoint = open_synthetic(recipe.source, recipe.model, recipe.layout)
+        checkpoint = open_synthetic(recipe)
         write_checkpoint(checkpoint, published)
         _copy_tokenizer(tokenizer, published)
     if twin and not llama.exists():
@@ -91,10 +91,10 @@ def write_inputs(model: str, tokenizer: Path | None, work: Path, twin: bool) -> 
 
 def write_twin(published: Path, llama: Path) -> None:
     """The same weights in Llama's form; a tied head once, as the embedding."""
-    layout = compose_recipe(["recipe=internlm2_1_8b_cpu_int4"]).layout
+    recipe = compose_recipe(["recipe=internlm2_1_8b_cpu_int4"])
     checkpoint = open_local(published)
-    arch = read_architecture(checkpoint.config)
-    weights = dict(build_decoder(checkpoint, layout, arch).weights)
+    arch = read_architecture(checkpoint.config, recipe)
+    weights = dict(build_decoder(checkpoint, recipe.layout, arch).weights)
     tied = weights["lm_head"] is weights["embed_tokens"]
     if tied:
         del weights["lm_head"]

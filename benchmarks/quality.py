@@ -213,7 +213,7 @@ def stored_chunks(arguments: argparse.Namespace) -> tuple[EvaluationChunks, Refe
     words = [RECIPE, f"source.path='{arguments.checkpoint}'", "evaluate=standard"]
     recipe = compose_recipe([*words, f"evaluate.text='{arguments.text}'"])
     checkpoint = open_local(arguments.checkpoint)
-    arch = read_architecture(checkpoint.config)
+    arch = read_architecture(checkpoint.config, recipe)
     decoder = build_decoder(checkpoint, recipe.layout, arch)
     tokenizer = arguments.work / "tokenizer"
     if not tokenizer.exists():

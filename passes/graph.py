@@ -25,7 +25,7 @@ class BuildGraph(Pass[Decoder, Graph]):
 
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
         if decoder is not None:
-            yield from head_size_problems(decoder.architecture.head_dim, recipe.target)
+            yield from head_size_problems(decoder.architecture.head_dim)
 
     def run(self, artifact: Decoder, run: Run) -> Done[Graph]:
         graph = self.preview(artifact, run)

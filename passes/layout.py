@@ -40,5 +40,5 @@ class Layout(Pass[Checkpoint, Decoder]):
     def preview(self, artifact: Checkpoint, run: Run) -> Decoder:
         layout = run.recipe.layout
         with together_with(kind_problems(artifact.config, layout)):
-            arch = read_architecture(artifact.config)
+            arch = read_architecture(artifact.config, run.recipe)
         return build_decoder(artifact, layout, arch)

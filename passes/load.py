@@ -40,14 +40,14 @@ class Load(Pass[None, Checkpoint]):
     def preview(self, artifact: None, run: Run) -> Checkpoint:
         source = run.recipe.source
         if _on_hub(run.recipe) and source.repo:
-            return preview_hub(source.repo, source.revision, run.recipe.layout)
+            return preview_hub(source.repo, source.revision, run.recipe)
         return self._open_here(run.recipe)
 
     def _open_here(self, recipe: Recipe) -> Checkpoint:
         if recipe.source.kind == "demo":
             return open_local(demo_folder(), {"kind": "demo"})
         if recipe.source.kind == "synthetic":
-            return open_synthetic(recipe.source, recipe.model, recipe.layout)
+            return open_synthetic(recipe)
         if recipe.source.path is None:
             raise ConvertError(_no_path(recipe))
         return open_local(user_path(recipe.source.path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 from converter.engine.contract import Done, Pass, Run
 from converter.engine.estimates import writing_memory
 from converter.errors import ConvertError, Problem
+from converter.graph.form import context_length, recipe_form
 from converter.graph.graph import Graph
-from converter.graph.template import context_length
 from converter.graph.tensors import model_weights
 from converter.machine.disk import RESULT, Room
 from converter.model.checkpoint import TOKENIZERS, Checkpoint
@@ -56,7 +56,10 @@ class MakePackage(Pass[Graph, Package]):
         except ConvertError as error:
             yield from error.problems
             return
-        length, vocab_size = context_length(decoder, recipe), decoder.architecture.vocab_size
+        length, vocab_size = (
+            context_length(decoder.architecture, recipe),
+            decoder.architecture.vocab_size,
+        )
         if tokenizer is None:
             yield from row_problems(_declared_stops(decoder.checkpoint), vocab_size)
         else:
@@ -87,7 +90,9 @@ class MakePackage(Pass[Graph, Package]):
             run.staging.lock |= lock_entries(recipe.name, checkpoint, sources.result())
         tokens = _token_ids(checkpoint, tokenizer)
         arch, length = artifact.decoder.architecture, artifact.context_length
-        config = genai_config(arch, length, recipe.target, tokens, checkpoint.generation_config)
+        positions = recipe_form(arch, recipe).takes_positions
+        generation = checkpoint.generation_config
+        config = genai_config(arch, length, recipe.target, tokens, generation, positions)
         _write_json(folder / "genai_config.json", config)
         for name, content in (tokenizer.files if tokenizer else {}).items():
             (folder / name).write_bytes(content)
@@ -160,7 +165,7 @@ def _token_ids(checkpoint: Checkpoint, tokenizer: TokenizerFiles | None) -> Toke
             bos = tokenizer.bos_token_id
         return TokenIds(bos, tokenizer.eos_token_ids, tokenizer.pad_token_id)
     ids = _declared_stops(checkpoint).ids
-    pad = config.get("pad_token_id")
+    pad = checkpoint.config.get("pad_token_id")
     return TokenIds(bos, ids, pad if pad is not None else (*ids, 0)[0])
 
 

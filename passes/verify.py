@@ -8,11 +8,12 @@ from converter.engine.contract import Done, Pass, Run
 from converter.engine.estimates import RUNTIME_BYTES, reference_memory, session_memory
 from converter.errors import ConvertError, Problem
 from converter.evaluation.verification import compare_first_layers, compare_generation, precision
+from converter.graph.form import context_length
 from converter.graph.graph import Graph
 from converter.graph.names import is_of_layer, plain_initializer
-from converter.graph.template import context_length
 from converter.graph.tensors import model_weights
-from converter.model.decoder import EMBEDDING, Decoder
+from converter.model.decoder import Decoder
+from converter.model.tensor_kinds import EMBEDDING
 from converter.output.package import Package
 from converter.recipe.schema import Recipe
 from converter.runtime.session import missing_runtime
@@ -40,7 +41,7 @@ class Verify(Pass[Package, Package]):
                 "a largest relative error for the recipe's precision",
                 f"set verify.max_error.{precision(recipe)}=0.01, or add verify=none",
             )
-        length = context_length(decoder, recipe) if decoder is not None else None
+        length = context_length(decoder.architecture, recipe) if decoder is not None else None
         if length is not None and length <= recipe.verify.new_tokens:
             yield Problem(
                 f"The context holds {length} tokens, and verify.new_tokens="

@@ -47,8 +47,8 @@ def demo_decoder() -> Any:
     from converter.sources.local import open_local
 
     checkpoint = open_local(DEMO)
-    layout = compose_recipe(["recipe=demo"]).layout
-    return build_decoder(checkpoint, layout, read_architecture(checkpoint.config))
+    recipe = compose_recipe(["recipe=demo"])
+    return build_decoder(checkpoint, recipe.layout, read_architecture(checkpoint.config, recipe))
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +108,7 @@ def tiny_checkpoint(tmp_path: Path, make_recipe: Callable[..., Any]) -> Callable
         recipe = make_recipe(f"source.dtype={dtype}", **config)
         folder = tmp_path / name
         folder.mkdir()
-        write_checkpoint(open_synthetic(recipe.source, recipe.model, recipe.layout), folder)
+        write_checkpoint(open_synthetic(recipe), folder)
         return folder
 
     return write

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from descriptions import architecture
 from omegaconf import OmegaConf
 from published import published_config
 
 from converter.cli.compose import compose_recipe, compose_values
 from converter.engine.execution import order_problems
 from converter.engine.registry import make_passes
-from converter.model.architecture import read_architecture
 from converter.recipe.schema import Recipe
 from converter.recipe.tree import (
     EXPORT,
@@ -100,4 +100,4 @@ def test_model_and_export_are_the_recipe_of_both() -> None:
 )
 def test_sizes_are_those_of_the_published_config(model: str, published: str) -> None:
     recipe = compose_recipe([f"recipe={model}_cpu_int4"])
-    assert read_architecture(recipe.model.config) == read_architecture(published_config(published))
+    assert architecture(recipe.model.config) == architecture(published_config(published))

@@ -21,8 +21,9 @@ from converter.calibration.walk import Walk
 from converter.graph.formats import choose_mixed, tied_format
 from converter.graph.matrices import Matrix, graph_matrices, matrix_format
 from converter.graph.tensors import FLOAT_TYPES
-from converter.model.decoder import HEAD, Decoder
+from converter.model.decoder import Decoder
 from converter.model.reference import Reference
+from converter.model.tensor_kinds import HEAD
 from converter.progress import Advance
 from converter.quantization.linear_error import LinearError
 from converter.quantization.quantized_matrix import QuantizedMatrix, Rounding

@@ -19,8 +19,8 @@ import torch
 from converter.calibration.layer import STAGES, LayerStages, check_finite, check_weights
 from converter.calibration.tokens import sequence_batches
 from converter.errors import ConvertError
-from converter.model.decoder import HEAD
 from converter.model.reference import Reference
+from converter.model.tensor_kinds import HEAD
 from converter.progress import Advance
 from converter.quantization.quantized_matrix import not_finite
 from converter.weights.safetensors_file import open_safetensors, write_safetensors

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from converter.model.architecture import Architecture
-from converter.model.decoder import BIAS, HEAD
+from converter.model.tensor_kinds import BIAS, HEAD
 from converter.quantization.awq import kv_channel_groups
 from converter.weights.weight import TensorWeight, Weight
 
@@ -32,9 +32,9 @@ class Fold:
 
 
 FOLDS = (
-    Fold("attention_norm", "input_layernorm", ("q_proj", "k_proj", "v_proj"), "attention"),
+    Fold("attention_norm", "attn_norm", ("q_proj", "k_proj", "v_proj"), "attention"),
     Fold("value", "v_proj", ("o_proj",), "output"),
-    Fold("ffn_norm", "post_attention_layernorm", ("gate_proj", "up_proj"), "feed_forward"),
+    Fold("ffn_norm", "ffn_norm", ("gate_proj", "up_proj"), "feed_forward"),
     Fold("up", "up_proj", ("down_proj",), "down"),
 )
 """The folds of a layer."""

@@ -14,8 +14,8 @@ from torch.nn import Identity
 from torch.nn.functional import linear, rms_norm
 
 from converter.errors import ConvertError, Problem
-from converter.model.decoder import BIAS
 from converter.model.reference import Reference
+from converter.model.tensor_kinds import BIAS
 from converter.quantization.quantized_matrix import not_finite
 from converter.weights.weight import Weight
 
@@ -49,7 +49,7 @@ class LayerStages:
     def take(self, weights: Mapping[str, Weight]) -> None:
         """Use the norms and biases of `weights`, which folds may have scaled."""
         prefix = f"layers.{self._number}."
-        for name in ("input_layernorm", "post_attention_layernorm"):
+        for name in ("attn_norm", "ffn_norm"):
             self._norms[name] = weights[prefix + name].read().float()
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             bias = weights.get(prefix + name + BIAS)
@@ -61,7 +61,7 @@ class LayerStages:
         self._linear(part).weight = _parameter(weight, self._reference.dtype)
 
     def attention_input(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._norm("input_layernorm", hidden)
+        return self._norm("attn_norm", hidden)
 
     def output_input(self, normed: torch.Tensor) -> torch.Tensor:
         """What attention mixes for the output projection, from its normed input."""
@@ -76,7 +76,7 @@ class LayerStages:
         return hidden + linear(context, self._output.weight, self._output.bias).float()
 
     def feed_forward_input(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._norm("post_attention_layernorm", hidden)
+        return self._norm("ffn_norm", hidden)
 
     def down_input(self, normed: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self._mlp(normed)
@@ -114,7 +114,7 @@ class LayerStages:
 
     def _norm(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
         arch = self._reference.arch
-        normed = rms_norm(hidden, (arch.hidden_size,), self._norms[name], arch.rms_norm_eps)
+        normed = rms_norm(hidden, (arch.hidden_size,), self._norms[name], arch.norm.eps)
         return normed.to(self._reference.dtype)
 
 

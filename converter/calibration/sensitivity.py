@@ -27,8 +27,8 @@ from converter.calibration.rounding import Scheme, round_sample, spaced_rows
 from converter.calibration.tokens import CalibrationTokens
 from converter.graph.formats import CANDIDATES, candidate_formats
 from converter.graph.matrices import Matrix
-from converter.model.decoder import HEAD
 from converter.model.reference import Reference
+from converter.model.tensor_kinds import HEAD
 from converter.progress import Advance
 from converter.quantization.rtn import BlockFormat
 from converter.storage.cache import Cache

@@ -17,8 +17,8 @@ import torch
 from converter.calibration.inputs import Inputs
 from converter.calibration.layer import STAGES, LayerStages, check_weights
 from converter.calibration.tokens import CalibrationTokens
-from converter.model.decoder import HEAD
 from converter.model.reference import Reference
+from converter.model.tensor_kinds import HEAD
 from converter.progress import Advance
 from converter.storage.cache import Cache
 from converter.weights.safetensors_file import open_safetensors, write_safetensors

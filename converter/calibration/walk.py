@@ -33,8 +33,8 @@ from converter.calibration.statistics import FloatStatistics
 from converter.calibration.store import HIDDEN, Layer, read_layer, write_layer
 from converter.calibration.tokens import CalibrationTokens
 from converter.graph.matrices import Matrix
-from converter.model.decoder import EMBEDDING, HEAD
 from converter.model.reference import Reference
+from converter.model.tensor_kinds import EMBEDDING, HEAD
 from converter.progress import Advance
 from converter.quantization.linear_error import LinearError
 from converter.quantization.quantized_matrix import QuantizedMatrix

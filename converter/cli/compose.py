@@ -30,6 +30,7 @@ from converter.recipe.tree import (
     merge,
     unknown_choice,
 )
+from converter.recipe.trust import RENAMED
 from converter.recipe.validation import (
     default_values,
     is_known_path,
@@ -147,6 +148,8 @@ def _with_local(words: Sequence[str]) -> tuple[Tree, list[str | Problem]]:
         try:
             path = local_file(_unquoted(value)) if key == RECIPE else None
             tree = Tree(path) if path else tree
+            plain = key in RENAMED and not value.startswith("{")
+            word = f"{RENAMED[key]}={value}" if plain else word
             found.append(f"{RECIPE}={OWN}" if path else word)
         except ConvertError as error:
             found += error.problems

@@ -26,7 +26,7 @@ def run(parsed: argparse.Namespace) -> int:
     output: Path = parsed.output.resolve()
     with together_with(_problems(output)):
         recipe = compose_recipe([*parsed.overrides, "source=synthetic", "source.path=null"])
-        checkpoint = open_synthetic(recipe.source, recipe.model, recipe.layout)
+        checkpoint = open_synthetic(recipe)
     with open_folder(output) as folder:
         write_checkpoint(checkpoint, folder)
     print(output)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from converter.errors import ConvertError, Problem
 from converter.graph.matrices import Matrix, graph_matrices, matrix_format
 from converter.model.architecture import Architecture
-from converter.model.decoder import EMBEDDING, HEAD, Decoder
+from converter.model.decoder import Decoder
+from converter.model.tensor_kinds import EMBEDDING, HEAD
 from converter.quantization.mixed import Candidate, choose_formats, matrix_bytes
 from converter.quantization.rtn import BlockFormat
 from converter.recipe.schema import QuantConfig, Recipe, parse_size

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from converter.recipe.schema import TargetConfig
 
-SHAPES = frozenset({"Cast", "Gather", "Max", "ReduceMax", "ReduceSum", "Shape", "Sub", "Unsqueeze"})
+SHAPES = frozenset(
+    {"Cast", "Gather", "Greater", "Max", "ReduceMax", "ReduceSum", "Shape", "Sub", "Unsqueeze"}
+)
 """Operators on lengths and positions: small integers, which any provider may leave to the CPU."""
 _RUNTIME_NAMES = {"tensor(float)": "fp32", "tensor(float16)": "fp16", "tensor(bfloat16)": "bf16"}
 
@@ -67,22 +69,15 @@ def kernel_problems(model: ir.Model, target: TargetConfig) -> Iterator[Problem]:
         )
 
 
-def head_size_problems(head_dim: int, target: TargetConfig) -> Iterator[Problem]:
+def head_size_problems(head_dim: int) -> Iterator[Problem]:
     """Head sizes that GroupQueryAttention's kernels do not take.
 
-    Source: onnxruntime's `group_query_attention_helper.h`: multiples of 8, and of 16 where it
-    rotates queries and keys itself.
+    Source: onnxruntime's `group_query_attention_helper.h`: multiples of 8. Where it rotates queries
+    and keys itself it wants more, and the graph rotates them in front (`converter.graph.form`).
     """
     if head_dim % 8:
         yield Problem(
             f"The head size is {head_dim}.",
-            "a multiple of 8, which GroupQueryAttention needs (of 16 where it also rotates)",
+            "a multiple of 8, which GroupQueryAttention needs",
             "choose another checkpoint",
-        )
-    elif head_dim % 16 and target.rotary_in_attention:
-        yield Problem(
-            f"The head size is {head_dim}, and target.rotary_in_attention=true.",
-            "a multiple of 16, which GroupQueryAttention needs to rotate queries and keys",
-            "set target.rotary_in_attention=false target.packed_qkv=false target.position_ids=true",
-            key=("target.rotary_in_attention",),
         )

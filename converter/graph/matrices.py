@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from converter.model.decoder import EMBEDDING, HEAD, Decoder
+from converter.graph.form import recipe_form
+from converter.model.decoder import Decoder
+from converter.model.tensor_kinds import EMBEDDING, HEAD
 from converter.quantization.rtn import BlockFormat
 from converter.recipe.schema import LEFT_IN_FLOAT, QuantConfig, Recipe
 from converter.weights.weight import Weight, concatenate_rows
@@ -30,11 +32,14 @@ class Matrix:
 
 def graph_matrices(recipe: Recipe, decoder: Decoder) -> list[Matrix]:
     """The linears of the graph that the recipe's target gets, layer by layer, lm_head last."""
-    target, arch = recipe.target, decoder.architecture
-    qkv = ("qkv_proj",) if target.packed_qkv else PACKED["qkv_proj"]
-    feed = ("gate_up_proj",) if target.packed_gate_up else PACKED["gate_up_proj"]
+    arch, form = decoder.architecture, recipe_form(decoder.architecture, recipe)
+    qkv = ("qkv_proj",) if form.packs_qkv else PACKED["qkv_proj"]
     found = []
     for layer in range(arch.num_hidden_layers):
+        gated = f"layers.{layer}.gate_proj" in decoder.weights
+        feed = PACKED["gate_up_proj"] if gated else ("up_proj",)
+        if gated and form.packs_gate_up:
+            feed = ("gate_up_proj",)
         for kind in (*qkv, "o_proj", *feed, "down_proj"):
             name = f"layers.{layer}.{kind}"
             found.append(_matrix(name, matrix_parts(name), decoder))

@@ -78,9 +78,26 @@ def _dotted(path: str) -> str:
     return path.strip("/").replace("/", ".")
 
 
+BLOCK_NORMS = {
+    "attn_norm": "input_layernorm",
+    "attn_post_norm": "attention_output_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_post_norm": "feed_forward_output_layernorm",
+    "q_norm": "attn.q_norm",
+    "k_norm": "attn.k_norm",
+}
+"""Norms of a layer to the names that their nodes and initializers have."""
+
+
+def norm_path(layer: int, kind: str) -> str:
+    """What the names of the nodes of a layer's norm start with; `kind` is its canonical name."""
+    return f"{layer_path(layer)}/{BLOCK_NORMS[kind].replace('.', '/')}"
+
+
 def plain_initializer(canonical: str) -> str:
     """Initializer of a norm or the embedding, by the decoder's canonical name."""
-    return f"model.{canonical}.weight"
+    prefix, dot, kind = canonical.rpartition(".")
+    return f"model.{prefix}{dot}{BLOCK_NORMS.get(kind, kind)}.weight"
 
 
 def layer_weight(layer: int, part: str) -> str:

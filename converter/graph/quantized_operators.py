@@ -27,7 +27,7 @@ from converter.graph.names import (
     quantized,
 )
 from converter.graph.tensors import FLOAT_TYPES, WeightTensor, add_initializer
-from converter.model.decoder import BIAS, EMBEDDING, HEAD
+from converter.model.tensor_kinds import BIAS, EMBEDDING, HEAD
 from converter.quantization.quantized_matrix import QuantizedMatrix, Rounding
 from converter.quantization.rtn import BlockFormat
 from converter.recipe.schema import Recipe

@@ -1,31 +1,93 @@
-"""The sizes and flags of a decoder, read from a checkpoint's config.json."""
+"""A decoder as numbers: what a description says, filled in from a checkpoint's config.json."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeGuard
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeGuard
 
 from converter.errors import Problem, raise_if
 from converter.model.config_file import CONFIG_FILE, ConfigFile
+from converter.model.config_view import completed_config, unread_problems
+from converter.model.description import Description, Values
 from converter.model.json_schema import shown, value_problems
 from converter.model.rope import Rope, read_rope
 from converter.model.row_order import HeadShape
 
-FULL = "full_attention"
-"""The only entry of `layer_types` that the decoder template knows."""
+SLIDING = "sliding_attention"
+"""Entry of `layer_types` for a layer with a window."""
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+"""transformers' names of activations, and the kinds that they are."""
 SIZES = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
     "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
 )
 
 
 @dataclass(frozen=True)
+class Norm:
+    """RMSNorm or LayerNorm."""
+
+    type: Literal["rms", "layer"] = "rms"
+    eps: float = 1e-6
+    offset: float = 0.0
+    """Added to the stored weight."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How scores are made, and which keys each layer's queries see."""
+
+    scale: float
+    softcap: float = 0.0
+    """0 means none."""
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    qk_norm_after_rope: bool = False
+    windows: tuple[int | None, ...] = ()
+    """Keys that a query sees, itself included, a layer; None means all before it."""
+    sinks: bool = False
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Which columns of which layers are rotated."""
+
+    columns: int
+    """Rotated columns at the start of a head."""
+    interleaved: bool = False
+    layers: tuple[bool, ...] = ()
+    """Whether each layer rotates."""
+    local: Rope | None = None
+    """The frequencies of layers with a window, where they have their own."""
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """Constants that activations are multiplied with."""
+
+    embedding: float = 1.0
+    residual: float = 1.0
+    logits: float = 1.0
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """A decoder of the Llama family: RMSNorm, grouped-query attention with RoPE, SwiGLU."""
+    """The blocks and sizes of a decoder."""
 
     vocab_size: int
     hidden_size: int
@@ -35,51 +97,110 @@ class Architecture:
     num_key_value_heads: int
     head_dim: int
     max_position_embeddings: int
-    rms_norm_eps: float
+    norm: Norm
+    attention: Attention
     rope: Rope
-    tie_word_embeddings: bool
+    rotation: Rotation
+    activation: str = "silu"
+    """silu, gelu, gelu_tanh, relu or relu2."""
+    parallel: bool = False
+    """Whether attention and feed-forward read the same residual stream."""
+    multipliers: Multipliers = field(default_factory=Multipliers)
+    logits_softcap: float = 0.0
+    """0 means none."""
+    tie_word_embeddings: bool = False
 
     @property
     def heads(self) -> HeadShape:
         return HeadShape(self.num_attention_heads, self.num_key_value_heads, self.head_dim)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has nothing but what Llama has, biases and sizes apart."""
+        plain = Attention(self.head_dim**-0.5, windows=(None,) * self.num_hidden_layers)
+        rotation = Rotation(self.head_dim, layers=(True,) * self.num_hidden_layers)
+        return (
+            (self.norm.type, self.norm.offset, self.activation) == ("rms", 0.0, "silu")
+            and (self.attention, self.rotation) == (plain, rotation)
+            and (self.parallel, self.logits_softcap) == (False, 0.0)
+            and self.multipliers == Multipliers()
+        )
 
-def read_architecture(config: Mapping[str, Any]) -> Architecture:
-    """Read config.json's keys under the names that the Llama family uses.
+
+def read_architecture(config: Mapping[str, Any], description: Description) -> Architecture:
+    """Fill a description's values in from config.json.
+
+    Args:
+        config: as the checkpoint has it.
+        description: the recipe, or another holder of its sections `layout` and `graph`.
 
     Raises:
-        ConvertError: lists every missing, ill-typed or contradictory value.
+        ConvertError: lists every missing, ill-typed or contradictory value, and every key of
+            config.json that the description does not read though it has an effect.
     """
-    rope, rope_problems = read_rope(config)
-    problems = [
-        *value_problems(ConfigFile, config, CONFIG_FILE),
-        *_contradictions(config),
-        *rope_problems,
-        *_support_problems(config),
-    ]
-    raise_if(problems)
-    given = {key: value for key, value in config.items() if value is not None}
-    heads = given["num_attention_heads"]
-    return Architecture(
-        vocab_size=given["vocab_size"],
-        hidden_size=given["hidden_size"],
-        intermediate_size=given["intermediate_size"],
-        num_hidden_layers=given["num_hidden_layers"],
-        num_attention_heads=heads,
-        num_key_value_heads=given.get("num_key_value_heads", heads),
-        head_dim=given.get("head_dim", given["hidden_size"] // heads),
-        max_position_embeddings=given.get("max_position_embeddings", 2048),
-        rms_norm_eps=float(given.get("rms_norm_eps", 1e-6)),
+    _refuse_unreadable(config, description)
+    values = Values(completed_config(config, description.layout))
+    graph = description.graph
+    sizes = {name: values.size(f"graph.sizes.{name}", getattr(graph.sizes, name)) for name in SIZES}
+    raise_if(values.problems)
+    layers, head_dim = sizes["num_hidden_layers"], sizes["head_dim"]
+    windows = _windows(values, graph.attention, layers)
+    share = values.number("graph.rope.partial", graph.rope.partial, 1.0)
+    rope, local = _ropes(values, graph.rope, windows)
+    architecture = Architecture(
+        **sizes,
+        norm=Norm(
+            graph.norm.type,
+            values.number("graph.norm.eps", graph.norm.eps, 1e-6),
+            values.number("graph.norm.offset", graph.norm.offset, 0.0),
+        ),
+        attention=Attention(
+            values.number("graph.attention.scale", graph.attention.scale, head_dim**-0.5),
+            values.number("graph.attention.softcap", graph.attention.softcap, 0.0),
+            graph.attention.qk_norm,
+            graph.attention.qk_norm_after_rope,
+            windows,
+            graph.attention.sinks,
+        ),
         rope=rope,
-        tie_word_embeddings=given.get("tie_word_embeddings", False),
+        rotation=Rotation(
+            int(head_dim * share),
+            graph.rope.interleaved,
+            _rotated(values, graph.rope, windows),
+            local,
+        ),
+        activation=_activation(values, graph.feed_forward.activation),
+        parallel=bool(values.value("graph.parallel", graph.parallel)),
+        multipliers=Multipliers(
+            *(
+                values.number(f"graph.multipliers.{name}", getattr(graph.multipliers, name), 1.0)
+                for name in ("embedding", "residual", "logits")
+            )
+        ),
+        logits_softcap=values.number("graph.logits_softcap", graph.logits_softcap, 0.0),
+        tie_word_embeddings=values.value("", "config.tie_word_embeddings") is True,
     )
+    raise_if(
+        [
+            *values.problems,
+            *_contradictions(architecture),
+            *unread_problems(config, description, values.read),
+        ]
+    )
+    return architecture
 
 
-def _is_size(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _refuse_unreadable(config: Mapping[str, Any], description: Description) -> None:
+    """Raise what can be said of config.json as it stands, before anything is calculated."""
+    problems = [*value_problems(ConfigFile, config, CONFIG_FILE), *_impossible(config)]
+    if problems:
+        values, rope = Values(config), description.graph.rope
+        section = values.value("graph.rope.scaling", rope.scaling)
+        problems += read_rope(section, values.value("graph.rope.theta", rope.theta))[1]
+    raise_if(problems)
 
 
-def _contradictions(config: Mapping[str, Any]) -> Iterator[Problem]:
+def _impossible(config: Mapping[str, Any]) -> Iterator[Problem]:
     heads, kv_heads = config.get("num_attention_heads"), config.get("num_key_value_heads")
     hidden = config.get("hidden_size")
     if _is_size(heads) and _is_size(kv_heads) and heads % kv_heads:
@@ -95,49 +216,102 @@ def _contradictions(config: Mapping[str, Any]) -> Iterator[Problem]:
             "a hidden size that the heads divide, or an explicit head_dim",
             f"correct num_attention_heads in {CONFIG_FILE}",
         )
-
-
-def _support_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
-    activation, window = config.get("hidden_act"), _window(config)
-    if isinstance(activation, str) and activation not in ("silu", "swish"):
-        yield Problem(
-            f"{CONFIG_FILE} has hidden_act={shown(activation)}.",
-            "'silu', the only activation of the decoder template",
-            "choose a checkpoint with a SwiGLU feed-forward",
-        )
-    if window:
-        yield Problem(
-            f"{CONFIG_FILE} has {window}.",
-            "full attention",
-            "choose a checkpoint without sliding-window attention",
-        )
     if config.get("is_causal") is False:
         yield Problem(
             f"{CONFIG_FILE} has is_causal=false.",
             "a decoder, in which each token reads those before it",
             "choose a checkpoint that generates text",
         )
-    if config.get("partial_rotary_factor") not in (None, 1):
+
+
+def _windows(values: Values, attention: Any, layers: int) -> tuple[int | None, ...]:
+    window = values.value("graph.attention.window", attention.window)
+    kinds = values.value("graph.attention.window_layers", attention.window_layers)
+    if window is None:
+        return (None,) * layers
+    if not _is_size(window):
+        values.refuse("graph.attention.window", window, "a positive number of tokens, or null")
+        return (None,) * layers
+    if kinds == "all":
+        return (window,) * layers
+    if not _is_list(kinds, layers, str):
+        expected = f"all, or a list of {layers} names, one a layer"
+        values.refuse("graph.attention.window_layers", kinds, expected)
+        return (None,) * layers
+    known = {SLIDING: window, "full_attention": None}
+    for other in dict.fromkeys(kind for kind in kinds if kind not in known):
+        values.refuse("graph.attention.window_layers", other, " or ".join(known))
+    return tuple(known.get(kind) for kind in kinds)
+
+
+def _rotated(values: Values, rope: Any, windows: tuple[int | None, ...]) -> tuple[bool, ...]:
+    layers = values.value("graph.rope.layers", rope.layers)
+    sliding = tuple(window is not None for window in windows)
+    named = {
+        "all": (True,) * len(windows),
+        "rope": (True,) * len(windows),
+        "none": (False,) * len(windows),
+        "nope": (False,) * len(windows),
+        "sliding": sliding,
+        "sliding_or_all": sliding if any(sliding) else (True,) * len(windows),
+    }
+    if isinstance(layers, str) and layers in named:
+        return named[layers]
+    if _is_list(layers, len(windows), int):
+        return tuple(bool(layer) for layer in layers)
+    expected = f"{', '.join(named)}, or a list of {len(windows)} zeros and ones"
+    values.refuse("graph.rope.layers", layers, expected)
+    return named["all"]
+
+
+def _ropes(values: Values, rope: Any, windows: tuple[int | None, ...]) -> tuple[Rope, Rope | None]:
+    found, problems = read_rope(
+        values.value("graph.rope.scaling", rope.scaling),
+        values.value("graph.rope.theta", rope.theta),
+        values.value("", "config.original_max_position_embeddings"),
+    )
+    values.problems += problems
+    theta = values.value("graph.rope.local_theta", rope.local_theta)
+    if theta is None or not any(windows):
+        return found, None
+    scaling = values.value("graph.rope.local_scaling", rope.local_scaling)
+    local, problems = read_rope(scaling, theta, None)
+    values.problems += problems
+    return found, local
+
+
+def _activation(values: Values, text: Any) -> str:
+    name = values.value("graph.feed_forward.activation", text)
+    if name in ACTIVATIONS:
+        return ACTIVATIONS[name]
+    values.refuse("graph.feed_forward.activation", name, f"one of {', '.join(ACTIVATIONS)}")
+    return "silu"
+
+
+def _is_size(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_list(value: Any, length: int, kind: type) -> TypeGuard[list[Any]]:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == length
+        and all(isinstance(item, kind) for item in value)
+    )
+
+
+def _contradictions(arch: Architecture) -> Iterator[Problem]:
+    if arch.num_attention_heads % arch.num_key_value_heads:
         yield Problem(
-            f"{CONFIG_FILE} has partial_rotary_factor={shown(config['partial_rotary_factor'])}.",
-            "1, or none: the decoder template rotates the whole head",
-            "choose a checkpoint whose rotary embedding covers the whole head",
+            f"{CONFIG_FILE} gives {arch.num_attention_heads} attention heads and "
+            f"{arch.num_key_value_heads} key-value heads.",
+            "a number of attention heads that the key-value heads divide",
+            f"correct {CONFIG_FILE}, or graph.sizes in the recipe",
         )
-
-
-def _window(config: Mapping[str, Any]) -> str:
-    """The sliding window that transformers' class of this model applies, as the config states it.
-
-    Mistral's has one of 4096 tokens unless the config says null, and no switch; Qwen2's is off
-    unless `use_sliding_window` is true. `layer_types`, where a config has it, says it all.
-    """
-    kind, window = config.get("model_type"), config.get("sliding_window")
-    layers = config.get("layer_types")
-    if isinstance(layers, list):
-        other = [item for item in layers if item != FULL]
-        return f"layer_types with {shown(other[0])}" if other else ""
-    if kind == "mistral" and "sliding_window" not in config:
-        return "model_type 'mistral' and no sliding_window, which means 4096 tokens"
-    switch = config.get("use_sliding_window")
-    on = kind == "mistral" or (kind != "qwen2" if switch is None else switch)
-    return f"sliding_window={shown(window)}" if window and on else ""
+    columns = arch.rotation.columns
+    if columns % 2 or not 0 < columns <= arch.head_dim:
+        yield Problem(
+            f"Of a head's {arch.head_dim} columns, {columns} are rotated.",
+            "an even number of them",
+            f"correct partial_rotary_factor in {CONFIG_FILE}, or graph.rope.partial",
+        )

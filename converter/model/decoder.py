@@ -1,16 +1,14 @@
 """The decoder in canonical terms: one name, one shape and one row order for every architecture.
 
-Canonical names are `embed_tokens`, `norm`, `lm_head` and, inside layer N, `layers.N.` followed by
-`input_layernorm`, `q_proj`, `k_proj`, `v_proj`, `o_proj`, `post_attention_layernorm`, `gate_proj`,
-`up_proj`, `down_proj`, each projection optionally with `…_bias`. A layout may also name fused
-tensors: `qkv_proj` and `gate_up_proj`.
+`converter.model.tensor_kinds` lists the canonical names. A description may name fused tensors,
+`qkv_proj` and `gate_up_proj`; the decoder has their parts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,13 +18,26 @@ from converter.model.architecture import Architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.misfit import FLOATS, Expected, LayoutForm, misfit_problems
 from converter.model.row_order import compile_row_order
+from converter.model.tensor_kinds import (
+    BIAS,
+    EMBEDDING,
+    HEAD,
+    LAYER_TENSORS,
+    MODEL_TENSORS,
+    NORMS,
+    PARAMETERS,
+    canonical_shape,
+    is_bias,
+    leaf,
+)
 from converter.recipe.schema import LayoutConfig
-from converter.weights.weight import Weight
+from converter.recipe.validation import nearest_names
+from converter.weights.weight import TensorWeight, Weight
 
 FUSED = {"qkv_proj": ("q", "k", "v"), "q_proj": ("q",), "k_proj": ("k",), "v_proj": ("v",)}
 """Projections that carry attention heads in their rows, and which parts each holds."""
-BIAS = "_bias"
-EMBEDDING, HEAD = "embed_tokens", "lm_head"
+HALVES = ("gate_proj", "up_proj")
+"""What gate_up_proj stacks."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +49,17 @@ class Decoder:
     checkpoint: Checkpoint
     ignored: tuple[str, ...] = field(default=())
     """Checkpoint tensors that carry nothing the graph needs."""
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    """The names and row orders by which the checkpoint was read."""
 
 
 def published_shapes(layout: LayoutConfig, arch: Architecture) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor that a checkpoint of this layout holds, biases left out."""
-    named = _published_names(layout, arch)
-    shapes = {canonical: _shape(canonical, arch) for canonical in named}
     tied = arch.tie_word_embeddings
     return {
-        named[canonical]: shape
-        for canonical, shape in shapes.items()
-        if not canonical.endswith(BIAS) and not (tied and canonical == "lm_head")
+        name: canonical_shape(canonical, arch)
+        for canonical, name in published_names(layout, arch).items()
+        if not is_bias(canonical) and not (tied and canonical == HEAD)
     }
 
 
@@ -61,8 +72,9 @@ def build_decoder(checkpoint: Checkpoint, layout: LayoutConfig, arch: Architectu
     Raises:
         ConvertError: what does not fit; see `converter.model.misfit`.
     """
+    raise_if(_name_problems(layout))
     arch = _untied(checkpoint.tensors, layout, arch)
-    named = _published_names(layout, arch)
+    named = published_names(layout, arch)
     ignored = tuple(name for name in checkpoint.tensors if _is_ignored(name, layout, arch))
     raise_if(_tensor_problems(checkpoint, named, layout, arch))
     found = {
@@ -71,16 +83,31 @@ def build_decoder(checkpoint: Checkpoint, layout: LayoutConfig, arch: Architectu
         if name in checkpoint.tensors and name not in ignored
     }
     weights = dict(_canonical_weights(found, layout, arch))
-    if "lm_head" not in weights:
-        weights["lm_head"] = weights["embed_tokens"]
-    return Decoder(arch, weights, checkpoint, ignored)
+    weights |= dict(_norms_without_weights(layout, arch))
+    if HEAD not in weights:
+        weights[HEAD] = weights[EMBEDDING]
+    return Decoder(arch, weights, checkpoint, ignored, layout)
+
+
+def _name_problems(layout: LayoutConfig) -> Iterator[Problem]:
+    for section, known in (("tensors", MODEL_TENSORS), ("layer_tensors", LAYER_TENSORS)):
+        for name in getattr(layout, section):
+            if name.removesuffix(BIAS) not in known:
+                near = nearest_names(name, known) or list(known)[:3]
+                yield Problem(
+                    f"layout.{section} names {name!r}, which is no tensor of a decoder.",
+                    f"one of {', '.join(known)}, with {BIAS} behind it for a bias",
+                    f"write layout.{section}.{near[0]}=…",
+                    key=(f"layout.{section}.{name}",),
+                )
 
 
 def _untied(
     tensors: Mapping[str, Weight], layout: LayoutConfig, arch: Architecture
 ) -> Architecture:
     """The architecture with a head of its own where the weights hold another than the embedding."""
-    embedding, head = (tensors.get(layout.tensors.get(name, "")) for name in (EMBEDDING, HEAD))
+    names = published_names(layout, arch)
+    embedding, head = (tensors.get(names.get(name, "")) for name in (EMBEDDING, HEAD))
     if arch.tie_word_embeddings and embedding and head and _differ(embedding, head):
         return replace(arch, tie_word_embeddings=False)
     return arch
@@ -97,45 +124,34 @@ def _differ(one: Weight, other: Weight) -> bool:
     return False
 
 
-def _published_names(layout: LayoutConfig, arch: Architecture) -> dict[str, str]:
-    names = dict(layout.tensors)
+def published_names(layout: LayoutConfig, arch: Architecture) -> dict[str, str]:
+    """Canonical name to the checkpoint's, biases included, whether it holds them or not."""
+    names = dict(_with_endings(layout.tensors.items()))
+    inside = dict(_with_endings(layout.layer_tensors.items()))
     for layer in range(arch.num_hidden_layers):
         prefix = layout.layer_prefix.replace("{layer}", str(layer))
-        for canonical, name in layout.layer_tensors.items():
+        for canonical, name in inside.items():
             names[f"layers.{layer}.{canonical}"] = prefix + name
     return names
 
 
+def _with_endings(named: Iterable[tuple[str, str | None]]) -> Iterator[tuple[str, str]]:
+    """Names of parameters; a module's stands for its weight and its bias."""
+    for canonical, name in named:
+        if not name:
+            continue
+        if canonical in PARAMETERS or name.endswith((".weight", ".bias")):
+            yield canonical, name
+        else:
+            yield canonical, f"{name}.weight"
+            yield canonical + BIAS, f"{name}.bias"
+
+
 def _is_ignored(name: str, layout: LayoutConfig, arch: Architecture) -> bool:
-    tied_head = arch.tie_word_embeddings and name == layout.tensors.get("lm_head")
+    tied_head = arch.tie_word_embeddings and name == dict(
+        _with_endings(layout.tensors.items())
+    ).get(HEAD)
     return tied_head or any(fnmatch.fnmatchcase(name, pattern) for pattern in layout.ignored)
-
-
-def _rows(kind: str, arch: Architecture) -> int:
-    if kind in FUSED:
-        return sum(arch.heads.part_rows(part) for part in FUSED[kind])
-    return {
-        "o_proj": arch.hidden_size,
-        "gate_proj": arch.intermediate_size,
-        "up_proj": arch.intermediate_size,
-        "gate_up_proj": 2 * arch.intermediate_size,
-        "down_proj": arch.hidden_size,
-        "embed_tokens": arch.vocab_size,
-        "lm_head": arch.vocab_size,
-    }.get(kind, arch.hidden_size)
-
-
-def _shape(canonical: str, arch: Architecture) -> tuple[int, ...]:
-    kind = canonical.rsplit(".", 1)[-1]
-    if kind.endswith(BIAS):
-        return (_rows(kind.removesuffix(BIAS), arch),)
-    if kind.endswith("norm"):
-        return (arch.hidden_size,)
-    columns = {
-        "o_proj": arch.num_attention_heads * arch.head_dim,
-        "down_proj": arch.intermediate_size,
-    }.get(kind, arch.hidden_size)
-    return (_rows(kind, arch), columns)
 
 
 def _tensor_problems(
@@ -143,10 +159,11 @@ def _tensor_problems(
 ) -> Iterator[Problem]:
     required = _required(named, checkpoint.tensors, arch, bool(checkpoint.config.get("bias")))
     expected = {
-        name: Expected(canonical, _shape(canonical, arch), canonical in required)
+        name: Expected(canonical, canonical_shape(canonical, arch), canonical in required)
         for canonical, name in named.items()
     }
-    form = LayoutForm(expected, layout.layer_prefix, layout.tensors, arch.num_hidden_layers)
+    outside = {name: value for name, value in layout.tensors.items() if value}
+    form = LayoutForm(expected, layout.layer_prefix, outside, arch.num_hidden_layers)
     return misfit_problems(
         checkpoint.config, checkpoint.tensors, form, lambda name: _is_ignored(name, layout, arch)
     )
@@ -157,16 +174,34 @@ def _required(
 ) -> set[str]:
     """Canonical names that must exist: a bias that one layer has, all layers must have."""
     biased = {
-        canonical.rsplit(".", 1)[-1]
+        leaf(canonical)
         for canonical, name in named.items()
-        if canonical.endswith(BIAS) and (name in tensors or bias)
+        if is_bias(canonical) and (name in tensors or (bias and _of_attention(canonical)))
     }
     return {
         canonical
         for canonical in named
-        if (not canonical.endswith(BIAS) or canonical.rsplit(".", 1)[-1] in biased)
-        and not (canonical == "lm_head" and arch.tie_word_embeddings)
+        if (not is_bias(canonical) or leaf(canonical) in biased)
+        and not (canonical == HEAD and arch.tie_word_embeddings)
     }
+
+
+def _of_attention(canonical: str) -> bool:
+    kind = leaf(canonical).removesuffix(BIAS)
+    return kind in FUSED or kind == "o_proj"
+
+
+def _norms_without_weights(
+    layout: LayoutConfig, arch: Architecture
+) -> Iterator[tuple[str, Weight]]:
+    """Ones for the norms that a description names with an empty name."""
+    for canonical, name in layout.tensors.items():
+        if name == "" and canonical in NORMS:
+            yield canonical, TensorWeight(torch.ones(canonical_shape(canonical, arch)), canonical)
+    for canonical, name in layout.layer_tensors.items():
+        if name == "" and canonical in NORMS:
+            ones = TensorWeight(torch.ones(canonical_shape(canonical, arch)), canonical)
+            yield from ((f"layers.{n}.{canonical}", ones) for n in range(arch.num_hidden_layers))
 
 
 def _canonical_weights(
@@ -174,10 +209,10 @@ def _canonical_weights(
 ) -> Iterator[tuple[str, Weight]]:
     orders = {kind: _row_order(kind, layout, arch) for kind in FUSED}
     for canonical, weight in found.items():
-        prefix, _, leaf = canonical.rpartition(".")
+        prefix, _, name = canonical.rpartition(".")
         prefix = prefix + "." if prefix else ""
-        suffix = BIAS if leaf.endswith(BIAS) else ""
-        kind = leaf.removesuffix(BIAS)
+        suffix = BIAS if is_bias(name) else ""
+        kind = name.removesuffix(BIAS)
         if kind in FUSED:
             order, offset = orders[kind], 0
             for part in FUSED[kind]:
@@ -187,7 +222,7 @@ def _canonical_weights(
                 offset += rows
         elif kind == "gate_up_proj":
             half = arch.intermediate_size
-            for name, start in (("gate_proj", 0), ("up_proj", half)):
+            for name, start in zip(HALVES, (0, half), strict=True):
                 index = torch.arange(start, start + half)
                 yield f"{prefix}{name}{suffix}", weight.permute_rows(index)
         else:

@@ -15,9 +15,13 @@ import torch
 from torch.nn.functional import rms_norm
 
 from converter.model.architecture import Architecture
-from converter.model.decoder import BIAS
+from converter.model.tensor_kinds import BIAS
 from converter.weights.weight import Weight
 
+HIDDEN_ACTS = {"gelu_tanh": "gelu_pytorch_tanh"} | {
+    name: name for name in ("silu", "gelu", "relu", "relu2")
+}
+"""Kinds of activations to transformers' names."""
 HEAD_ROWS = 8192
 """Rows of lm_head multiplied at a time."""
 
@@ -105,11 +109,11 @@ class Reference:
     def last_norm(self, hidden: torch.Tensor) -> torch.Tensor:
         """What lm_head reads, float32 like the `hidden` states (…, hidden_size)."""
         weight = self.weights["norm"].read().float()
-        return rms_norm(hidden, (self.arch.hidden_size,), weight, self.arch.rms_norm_eps)
+        return rms_norm(hidden, (self.arch.hidden_size,), weight, self.arch.norm.eps)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 logits (…, vocab_size) of hidden states, the last norm included."""
-        norm = self._modules.LlamaRMSNorm(self.arch.hidden_size, eps=self.arch.rms_norm_eps)
+        norm = self._modules.LlamaRMSNorm(self.arch.hidden_size, eps=self.arch.norm.eps)
         norm.load_state_dict({"weight": self.weights["norm"].read().to(self.dtype)}, assign=True)
         head = self.weights["lm_head"]
         out = torch.empty(*hidden.shape[:-1], head.shape[0])
@@ -145,11 +149,12 @@ def llama_config(
         num_key_value_heads=arch.num_key_value_heads,
         head_dim=arch.head_dim,
         max_position_embeddings=arch.max_position_embeddings,
-        rms_norm_eps=arch.rms_norm_eps,
+        rms_norm_eps=arch.norm.eps,
         rope_theta=theta,
         rope_scaling={"rope_type": scaling, "factor": rope.factor} if scaling else None,
         attention_bias=attention_bias,
         attn_implementation="sdpa",
+        hidden_act=HIDDEN_ACTS[arch.activation],
         tie_word_embeddings=False,
     )
 
@@ -157,6 +162,7 @@ def llama_config(
 def _parameter_name(leaf: str) -> str:
     """`q_proj_bias` as transformers' `self_attn.q_proj.bias`."""
     kind = leaf.removesuffix(BIAS)
+    kind = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}.get(kind, kind)
     end = "bias" if leaf.endswith(BIAS) else "weight"
     if kind.endswith("norm"):
         return f"{kind}.{end}"

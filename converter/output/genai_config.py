@@ -87,6 +87,7 @@ def genai_config(
     target: TargetConfig,
     tokens: TokenIds,
     generation: Mapping[str, Any],
+    takes_positions: bool = False,
 ) -> dict[str, Any]:
     """The content of genai_config.json.
 
@@ -96,6 +97,7 @@ def genai_config(
         target: provider, session and search options.
         tokens: special token ids.
         generation: the checkpoint's generation_config.json.
+        takes_positions: whether the graph has the input position_ids.
     """
     chosen = {key: generation[key] for key in SAMPLING if generation.get(key) is not None}
     search = SEARCH | chosen | {"max_length": context_length}
@@ -107,7 +109,7 @@ def genai_config(
         "model": {
             **begin,
             "context_length": context_length,
-            "decoder": _decoder(arch, target),
+            "decoder": _decoder(arch, target, takes_positions),
             "eos_token_id": list(tokens.eos),
             "pad_token_id": tokens.pad,
             "type": MODEL_TYPE,
@@ -117,9 +119,9 @@ def genai_config(
     }
 
 
-def _decoder(arch: Architecture, target: TargetConfig) -> dict[str, Any]:
+def _decoder(arch: Architecture, target: TargetConfig, takes_positions: bool) -> dict[str, Any]:
     inputs = {"input_ids": INPUT_IDS, "attention_mask": ATTENTION_MASK}
-    if target.position_ids:
+    if takes_positions:
         inputs["position_ids"] = POSITION_IDS
     inputs |= {f"past_{kind}_names": past("%d", kind) for kind in CACHED}
     return {

@@ -33,6 +33,8 @@ class ModelConfig:
     """Repository on the hub, such as internlm/internlm2-7b."""
     source: str | None = None
     """Choice of the slot `source` that its composed recipes take; null means `checkpoint`."""
+    architecture: str | None = None
+    """Choice of the slot `architecture` that its composed recipes take; null means the default."""
     chat: bool = False
     """Whether it is made for chats, and its source should have a chat template."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -59,30 +61,150 @@ class SourceConfig:
 
 @dataclass
 class LayoutConfig:
-    """How the checkpoint names its tensors and orders their rows."""
+    """How the checkpoint names its tensors and orders their rows; see recipes/architecture/."""
 
+    architectures: list[str] = field(default_factory=list)
+    """Classes of config.json's `architectures` that this description is for."""
     model_types: list[str] = field(default_factory=list)
-    """`model_type` values of config.json that this layout reads."""
-    tensors: dict[str, str] = field(default_factory=dict)
-    """Canonical name to checkpoint name, outside of the layers."""
+    """`model_type` values of config.json that it is for."""
+    reference: Literal["config", "llama"] = "config"
+    """What the folder is checked against: transformers' own class for config.json, or its Llama,
+    for types that transformers does not have."""
+    tensors: dict[str, str | None] = field(default_factory=dict)
+    """Canonical name to the checkpoint's, outside of the layers. A name without `.weight` at its
+    end stands for the weight and, where the checkpoint has one, the bias. null leaves a tensor
+    out that a description below names."""
     layer_prefix: str = "model.layers.{layer}."
     """What every name in `layer_tensors` starts with; `{layer}` is the layer's number."""
-    layer_tensors: dict[str, str] = field(default_factory=dict)
-    """Canonical name to checkpoint name, inside a layer."""
+    layer_tensors: dict[str, str | None] = field(default_factory=dict)
+    """Canonical name to the checkpoint's, inside a layer. A block exists when its tensor is named;
+    an empty name is a norm without weights."""
     ignored: list[str] = field(default_factory=list)
-    """Glob patterns of checkpoint tensors that carry nothing the graph needs."""
+    """Glob patterns of checkpoint tensors that carry nothing the graph needs, such as buffers."""
     row_order: dict[str, str] = field(default_factory=dict)
     """Canonical projection to its row order (see converter/model/row_order.py)."""
+    without_effect: list[str] = field(default_factory=list)
+    """Keys of config.json that change nothing in this architecture's logits; `key=value` (in JSON)
+    for one that changes nothing at this value, `prefix_*` for many."""
+
+
+Value = str | int | float | bool | None
+"""A number, or an expression over config.json such as `config.head_dim | 128`."""
+
+
+@dataclass
+class SizesConfig:
+    """Sizes of the decoder; see converter/model/expression.py for the expressions."""
+
+    vocab_size: Value = "config.vocab_size"
+    """Rows of the embedding."""
+    hidden_size: Value = "config.hidden_size"
+    """Columns of the hidden states."""
+    intermediate_size: Value = "config.intermediate_size"
+    """Columns of the feed-forward's product."""
+    num_hidden_layers: Value = "config.num_hidden_layers"
+    """Decoder layers."""
+    num_attention_heads: Value = "config.num_attention_heads"
+    """Query heads."""
+    num_key_value_heads: Value = "config.num_key_value_heads | config.num_attention_heads"
+    """Key and value heads."""
+    head_dim: Value = "config.head_dim | config.hidden_size / config.num_attention_heads"
+    """Columns of a head."""
+    max_position_embeddings: Value = "config.max_position_embeddings | 2048"
+    """Positions that the model was trained for."""
+
+
+@dataclass
+class NormConfig:
+    """The norms of hidden states, queries and keys."""
+
+    type: Literal["rms", "layer"] = "rms"
+    """RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450)."""
+    eps: Value = "config.rms_norm_eps | 1e-6"
+    """What is added to the mean square."""
+    offset: Value = 0
+    """What is added to the stored weight; 1 where it is stored as its distance from 1."""
+
+
+@dataclass
+class AttentionConfig:
+    """Grouped-query attention (arXiv 2305.13245) and its departures."""
+
+    scale: Value = None
+    """What the products of queries and keys are multiplied with; null means head_dim^-0.5."""
+    softcap: Value = None
+    """Bound c of the scores, c·tanh(score/c); null or 0 means none."""
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    """Norm of queries and keys: of each head, or of the whole projection."""
+    qk_norm_after_rope: bool = False
+    """Whether that norm comes after the rotation."""
+    window: Value = None
+    """Keys that a query sees in layers with a sliding window, itself included; null means all."""
+    window_layers: Value = "all"
+    """`all`, or an expression for a list with `sliding_attention` at the layers with a window."""
+    sinks: bool = False
+    """Whether each head has a learned logit that takes part in the softmax (gpt-oss)."""
+
+
+@dataclass
+class RopeConfig:
+    """Rotary position embedding (arXiv 2104.09864)."""
+
+    theta: Value = "config.rope_theta | 10000"
+    """Base of the frequencies."""
+    scaling: Value = "config.rope_scaling"
+    """Expression for the section that states how frequencies are scaled, or null."""
+    partial: Value = 1
+    """Share of a head's columns that is rotated."""
+    interleaved: bool = False
+    """Whether neighbours are rotated together, not the halves of a head."""
+    layers: Value = "all"
+    """`all`, `none`, `sliding` (layers with a window), `sliding_or_all` (the same, or all where
+    there is no window), or an expression for a list with 1 at the layers that rotate."""
+    local_theta: Value = None
+    """Base in layers with a window, where they have another one."""
+    local_scaling: Value = None
+    """`scaling` in layers with a window that have a base of their own."""
+
+
+@dataclass
+class FeedForwardConfig:
+    """The feed-forward block."""
+
+    activation: Value = "config.hidden_act | silu"
+    """silu, gelu, gelu_pytorch_tanh, relu or relu2, by transformers' names."""
+
+
+@dataclass
+class MultipliersConfig:
+    """Constants that activations are multiplied with."""
+
+    embedding: Value = 1
+    """Embeddings."""
+    residual: Value = 1
+    """What a block adds to the residual stream."""
+    logits: Value = 1
+    """Logits."""
 
 
 @dataclass
 class GraphConfig:
-    """The graph of a decoder: RMSNorm, grouped-query attention with RoPE, SwiGLU."""
+    """The blocks and numbers of a decoder, and what the graph makes of them."""
 
     context_length: int | None = None
     """Positions in the cos/sin caches; null means max_position_embeddings."""
     last_token_logits: bool = True
     """Logits of each prompt's last token only, which is all that generation reads."""
+    sizes: SizesConfig = field(default_factory=SizesConfig)
+    norm: NormConfig = field(default_factory=NormConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    feed_forward: FeedForwardConfig = field(default_factory=FeedForwardConfig)
+    parallel: Value = False
+    """Whether attention and feed-forward both read the residual stream before either is added."""
+    multipliers: MultipliersConfig = field(default_factory=MultipliersConfig)
+    logits_softcap: Value = None
+    """Bound c of the logits, c·tanh(logit/c); null or 0 means none."""
 
 
 @dataclass

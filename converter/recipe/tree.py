@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConvertError, Problem, raise_if
-from converter.recipe.trust import NAME, WHOLE, name_problems, parse_built_in, parse_foreign
+from converter.recipe.trust import (
+    ACROSS,
+    ARCHITECTURE,
+    NAME,
+    RENAMED,
+    name_problems,
+    parse_built_in,
+    parse_foreign,
+)
 from converter.recipe.validation import nearest_names
 
 if TYPE_CHECKING:
@@ -265,7 +273,7 @@ class Tree:
         top = self._top(picked)
         chosen = primary().choices | top.choices | dict(picked)
         layers = [
-            Layer(layer.label, {slot: layer.values})
+            Layer(layer.label, layer.values if slot in ACROSS else {slot: layer.values})
             for slot in primary().choices
             for layer in self.piece(slot, chosen[slot]).layers
         ]
@@ -342,9 +350,10 @@ class Tree:
         return f"{folder}/{name}.yaml" in self._tree(home)
 
     def _of_model(self, model: str) -> Piece:
-        """The choice of a model, and of the source that goes with it if the model says which."""
-        source = self.piece(MODEL, model).merged().get(SOURCE)
-        return Piece(choices={MODEL: model} | ({SOURCE: str(source)} if source else {}))
+        """The choice of a model, and of the source and architecture that it says go with it."""
+        said = self.piece(MODEL, model).merged()
+        goes_with = {slot: str(said[slot]) for slot in (SOURCE, ARCHITECTURE) if said.get(slot)}
+        return Piece(choices={MODEL: model} | goes_with)
 
     def survey(self, folder: str, choice: str) -> Survey:
         """Everything that `choice`, which is not built in, builds on; it raises nothing."""
@@ -376,7 +385,7 @@ class Tree:
                 self._survey(slot, option, (*above, choice) if slot == folder else (), found)
             elif option not in built_in(slot):
                 found.broken.append(self._unknown_in(label, folder, slot, name, home))
-        found.layers.append(Layer(label, values if folder in WHOLE else {folder: values}))
+        found.layers.append(Layer(label, values if folder in ACROSS else {folder: values}))
 
     def recipe_name(self, picked: Mapping[str, str]) -> str:
         """The name of a recipe that states none: its file's, or MODEL_EXPORT."""
@@ -444,7 +453,8 @@ def _named_in(folder: str, defaults: Iterable[Any]) -> Iterator[tuple[str, str]]
     for item in defaults:
         if isinstance(item, dict):
             ((key, option),) = item.items()
-            yield str(key).removeprefix("override ").lstrip("/"), str(option)
+            slot = str(key).removeprefix("override ").lstrip("/")
+            yield RENAMED.get(slot, slot), str(option)
         elif item != "_self_":
             yield folder, str(item)
 

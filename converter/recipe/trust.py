@@ -23,6 +23,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 """Names of recipes, of slots' choices and of repositories."""
 WHOLE = ("recipe", "export")
 """Folders whose files hold keys of the whole recipe, and may choose options of its slots."""
+ARCHITECTURE = "architecture"
+ACROSS = (*WHOLE, ARCHITECTURE)
+"""Folders whose files hold keys of several sections: an architecture's are layout and graph."""
+RENAMED = {"layout": ARCHITECTURE}
+"""Former names of slots, which words and defaults may still have."""
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 _NODE = re.compile(r"(/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*)+")
 _REFERENCE = re.compile(r"\$\{([a-z_]+)(\.[A-Za-z][A-Za-z0-9_]*)*\}")
@@ -137,7 +142,7 @@ def parse_foreign(
     """
     values = parse_trusted(label, content)
     given, values = values, {key: value for key, value in values.items() if key != "defaults"}
-    prefix = "" if slot in (*WHOLE, "sweep") else f"{slot}."
+    prefix = "" if slot in (*ACROSS, "sweep") else f"{slot}."
     problems = [*_package_problems(label, content.decode(), slot)]
     problems += _defaults_problems(label, given.get("defaults", []), slot, set(slots))
     if slot == "sweep":
@@ -228,12 +233,12 @@ def _key_problems(label: str, node: yaml.Node | None) -> Iterator[Problem]:
 
 def _package_problems(label: str, text: str, slot: str) -> Iterator[Problem]:
     for package in _PACKAGE.findall(text):
-        if slot not in WHOLE or package.strip() != "_global_":
+        if slot not in ACROSS or package.strip() != "_global_":
             yield _problem(label, f"has the header @package{package}", _package_expected(slot))
 
 
 def _package_expected(slot: str) -> str:
-    return "# @package _global_" if slot in WHOLE else f"no @package: its keys go to {slot}"
+    return "# @package _global_" if slot in ACROSS else f"no @package: its keys go to {slot}"
 
 
 def _defaults_problems(label: str, defaults: Any, slot: str, slots: set[str]) -> Iterator[Problem]:
@@ -258,7 +263,8 @@ def _default_problems(item: Any, slot: str, slots: set[str]) -> Iterator[str]:
         return
     ((key, choice),) = item.items()
     match = _DEFAULT.fullmatch(str(key))
-    if slot not in WHOLE or not match or match[1] not in slots - {*WHOLE, "sweep"}:
+    chosen = RENAMED.get(match[1], match[1]) if match else ""
+    if slot not in WHOLE or chosen not in slots - {*WHOLE, "sweep"}:
         yield f"{str(key)[:80]!r}"
     elif not isinstance(choice, str) or not NAME.fullmatch(choice):
         yield f"{key}: {str(choice)[:80]!r}"

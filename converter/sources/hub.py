@@ -25,8 +25,8 @@ from converter.errors import ConvertError, Problem, first_line, raise_if
 from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint, read_json
 from converter.model.decoder import published_shapes
+from converter.model.description import Description
 from converter.progress import Advance, format_bytes
-from converter.recipe.schema import LayoutConfig
 from converter.sources.local import SAFETENSORS, WeightForm, open_local, read_index, weight_form
 from converter.weights.safetensors_file import DTYPES, open_safetensors, unknown_dtype
 from converter.weights.weight import ComputedWeight, Weight
@@ -103,7 +103,7 @@ def open_hub(repo: str, revision: str | None, advance: Advance) -> Checkpoint:
     return replace(checkpoint, files=files)
 
 
-def preview_hub(repo: str, revision: str | None, layout: LayoutConfig) -> Checkpoint:
+def preview_hub(repo: str, revision: str | None, description: Description) -> Checkpoint:
     """What `open_hub` will give, without the weights: only headers and small files are fetched.
 
     Raises:
@@ -118,7 +118,7 @@ def preview_hub(repo: str, revision: str | None, layout: LayoutConfig) -> Checkp
     config = read_json(found.folder / "config.json")
     if form is SAFETENSORS:
         return Checkpoint(config, _remote_tensors(found, names), found.origin, found.folder)
-    tensors = _expected_tensors(found, form, config, layout)
+    tensors = _expected_tensors(found, form, config, description)
     note = "The shapes are what config.json implies: .bin files tell theirs once they are here."
     return Checkpoint(config, tensors, found.origin, found.folder, notes=(note,))
 
@@ -283,10 +283,10 @@ def _remote_tensors(found: HubRepository, names: Sequence[str]) -> dict[str, Wei
 
 
 def _expected_tensors(
-    found: HubRepository, form: WeightForm, config: dict[str, Any], layout: LayoutConfig
+    found: HubRepository, form: WeightForm, config: dict[str, Any], description: Description
 ) -> dict[str, Weight]:
     """Tensors of .bin files: names from the index, shapes from the config."""
-    shapes = published_shapes(layout, read_architecture(config))
+    shapes = published_shapes(description.layout, read_architecture(config, description))
     index = found.folder / form.index
     names = read_index(index) if index.is_file() else shapes
     stated = str(config.get("torch_dtype") or config.get("dtype"))

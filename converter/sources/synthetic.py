@@ -17,7 +17,7 @@ from converter.errors import ConvertError, Problem
 from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import published_shapes
-from converter.recipe.schema import LayoutConfig, ModelConfig, SourceConfig
+from converter.recipe.schema import Recipe
 from converter.weights.safetensors_file import write_safetensors
 from converter.weights.weight import ComputedWeight, Weight
 
@@ -26,7 +26,7 @@ BLOCK_VALUES = 1 << 19
 SHARD_BYTES = 2_000_000_000
 
 
-def open_synthetic(source: SourceConfig, model: ModelConfig, layout: LayoutConfig) -> Checkpoint:
+def open_synthetic(recipe: Recipe) -> Checkpoint:
     """A checkpoint with the sizes of `model.config` and random weights.
 
     Matrices are normal with standard deviation 1/sqrt(columns), norms lie around 1, so that
@@ -35,6 +35,7 @@ def open_synthetic(source: SourceConfig, model: ModelConfig, layout: LayoutConfi
     Raises:
         ConvertError: `model.config` is empty or contradictory.
     """
+    source, model = recipe.source, recipe.model
     if not model.config:
         raise ConvertError(
             Problem(
@@ -43,11 +44,11 @@ def open_synthetic(source: SourceConfig, model: ModelConfig, layout: LayoutConfi
                 "choose a model, such as model=internlm2_1_8b",
             )
         )
-    arch = read_architecture(model.config)
+    arch = read_architecture(model.config, recipe)
     dtype = DTYPES[source.dtype]
     tensors: dict[str, Weight] = {
         name: random_weight(source.seed, name, shape, dtype)
-        for name, shape in published_shapes(layout, arch).items()
+        for name, shape in published_shapes(recipe.layout, arch).items()
     }
     origin = {"kind": "synthetic", "seed": source.seed, "dtype": source.dtype}
     return Checkpoint(dict(model.config), tensors, origin)

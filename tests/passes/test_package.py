@@ -157,7 +157,7 @@ def test_float_weights_are_written_transposed(
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     from converter.sources.synthetic import open_synthetic
 
-    checkpoint = open_synthetic(recipe.source, recipe.model, recipe.layout)
+    checkpoint = open_synthetic(recipe)
     expected = checkpoint.tensors["model.layers.1.feed_forward.w2.weight"].read().numpy().T
     assert np.array_equal(arrays["model.layers.1.mlp.down_proj.MatMul.weight"], expected)
 

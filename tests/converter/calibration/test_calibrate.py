@@ -151,8 +151,8 @@ def test_nan_weights_are_named(
 def test_activations_out_of_range_name_their_layer(
     decoder: Decoder, make_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
-    huge = torch.full(decoder.weights["layers.1.input_layernorm"].shape, 3e30)
-    weights = {**decoder.weights, "layers.1.input_layernorm": TensorWeight(huge)}
+    huge = torch.full(decoder.weights["layers.1.attn_norm"].shape, 3e30)
+    weights = {**decoder.weights, "layers.1.attn_norm": TensorWeight(huge)}
     recipe = make_recipe("quant=gptq", *WORDS, bias=True)
     with raises("activations of layer 1 (attention)"):
         calibrate(recipe, replace(decoder, weights=weights), Cache(tmp_path), nothing)
@@ -162,8 +162,8 @@ def test_activations_out_of_range_name_their_layer(
 def test_inputs_that_are_always_zero_work(
     decoder: Decoder, make_recipe: Callable[..., Any], tmp_path: Path, quant: str
 ) -> None:
-    zero = torch.zeros(decoder.weights["layers.0.post_attention_layernorm"].shape)
-    weights = {**decoder.weights, "layers.0.post_attention_layernorm": TensorWeight(zero)}
+    zero = torch.zeros(decoder.weights["layers.0.ffn_norm"].shape)
+    weights = {**decoder.weights, "layers.0.ffn_norm": TensorWeight(zero)}
     recipe = make_recipe(f"quant={quant}", *WORDS, bias=True)
     found = calibrate(recipe, replace(decoder, weights=weights), Cache(tmp_path), nothing)
     name = "layers.0.down_proj"

@@ -57,7 +57,7 @@ def test_norms_and_biases_of_folded_weights_are_taken(
     decoder: Decoder, reference: Reference
 ) -> None:
     folded = dict(decoder.weights)
-    for part in ("input_layernorm", "post_attention_layernorm", "q_proj_bias", "o_proj_bias"):
+    for part in ("attn_norm", "ffn_norm", "q_proj_bias", "o_proj_bias"):
         folded[f"layers.0.{part}"] = TensorWeight(decoder.weights[f"layers.0.{part}"].read() * 3)
     other, hidden = Reference(decoder.architecture, folded), hidden_of(decoder)
     with other.layer(0) as module:
@@ -88,7 +88,7 @@ def test_no_parameter_asks_for_a_gradient(reference: Reference) -> None:
         assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("part", ["q_proj", "q_proj_bias", "down_proj", "input_layernorm"])
+@pytest.mark.parametrize("part", ["q_proj", "q_proj_bias", "down_proj", "attn_norm"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_weight_that_is_not_finite_is_named(decoder: Decoder, part: str, bad: float) -> None:
     name = f"layers.0.{part}"

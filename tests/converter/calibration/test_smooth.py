@@ -27,7 +27,7 @@ PARTS = [part for parts in STAGES.values() for part in parts]
 def uneven(decoder: Decoder) -> Decoder:
     """The decoder with a few loud channels in front of every linear, as trained models have."""
     weights = dict(decoder.weights)
-    for name in ("input_layernorm", "post_attention_layernorm"):
+    for name in ("attn_norm", "ffn_norm"):
         norm = weights[f"layers.0.{name}"].read().clone()
         norm[::9] *= 12
         weights[f"layers.0.{name}"] = TensorWeight(norm)

@@ -18,8 +18,8 @@ def counted(config: dict[str, Any]) -> int:
     """The number of weights, from the shapes of the checkpoint's tensors."""
     import math
 
-    layout = compose_recipe(["recipe=internlm2_7b_cpu_int4"]).layout
-    shapes = published_shapes(layout, read_architecture(config))
+    recipe = compose_recipe(["recipe=internlm2_7b_cpu_int4"])
+    shapes = published_shapes(recipe.layout, read_architecture(config, recipe))
     return sum(math.prod(shape) for shape in shapes.values())
 
 

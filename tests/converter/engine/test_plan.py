@@ -114,7 +114,7 @@ def test_a_tokenizer_that_does_not_fit_is_a_problem(
     make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     recipe = make_recipe()
-    write_checkpoint(open_synthetic(recipe.source, recipe.model, recipe.layout), tmp_path)
+    write_checkpoint(open_synthetic(recipe), tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"no tokenizer")
     plan = plan_of(make_recipe("source=checkpoint", f"source.path={tmp_path}"))
     assert plan.decoder is not None
@@ -170,7 +170,7 @@ def test_planning_a_hub_repository_fetches_no_weights(
     recipe = make_recipe()
     folder = tmp_path / "repository"
     folder.mkdir()
-    write_checkpoint(open_synthetic(recipe.source, recipe.model, recipe.layout), folder)
+    write_checkpoint(open_synthetic(recipe), folder)
     shard = next(folder.glob("*.safetensors"))
     with serve(Hub("lab/tiny", {"a" * 40: folder}, {"main": "a" * 40})) as hub:
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"

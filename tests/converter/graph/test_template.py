@@ -76,44 +76,6 @@ def test_caches_have_the_length_that_the_recipe_asks(build: Callable[..., Any]) 
     assert build().model.graph.initializers["sin_cache"].shape == (128, 8)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
-def test_other_families_cost_yaml_only(
-    make_recipe: Callable[..., Any], tmp_path: Path, family: str
-) -> None:
-    """A checkpoint saved by transformers, converted with layout=llama."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from converter.engine.contract import Run
-    from converter.engine.registry import make_passes
-    from converter.storage.staging import Staging
-
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=160,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        sliding_window=None,
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter)
-    model.save_pretrained(tmp_path / family)
-    recipe = make_recipe("layout=llama", "source=checkpoint", f"source.path='{tmp_path / family}'")
-    artifact: Any = None
-    for item in make_passes(["load", "layout", "graph"]):
-        artifact = item.run(artifact, Run(recipe, Staging.nowhere())).artifact
-    ids = torch.arange(30)[None]
-    with torch.no_grad():
-        expected = model(ids).logits
-    assert torch.allclose(run_graph(artifact.model, tmp_path, ids), expected, atol=1e-4)
-
-
 @pytest.mark.parametrize("words", [
     *(words_for(target) for target in TARGETS),
     ["target=cuda", "target.float_type=bf16"],

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from descriptions import architecture
 
 from converter.errors import ConvertError
 from converter.model.architecture import read_architecture
@@ -17,13 +18,13 @@ from converter.weights.weight import TensorWeight, Weight
 
 def decode(recipe: Any, config: dict[str, Any], tensors: dict[str, Weight]) -> Any:
     checkpoint = Checkpoint(config, tensors, {})
-    return build_decoder(checkpoint, recipe.layout, read_architecture(config))
+    return build_decoder(checkpoint, recipe.layout, read_architecture(config, recipe))
 
 
 @pytest.fixture
 def parts(make_recipe: Callable[..., Any]) -> tuple[Any, dict[str, Any], dict[str, Weight]]:
     recipe = make_recipe()
-    checkpoint = open_synthetic(recipe.source, recipe.model, recipe.layout)
+    checkpoint = open_synthetic(recipe)
     return recipe, dict(checkpoint.config), dict(checkpoint.tensors)
 
 
@@ -100,15 +101,15 @@ def test_layouts_of_other_families_are_yaml_only(parts: Any) -> None:
     """A Phi-3-like checkpoint: concatenated Q|K|V and a fused gate and up."""
     recipe, config, _tensors = parts
     recipe.layout.layer_tensors = {
-        "input_layernorm": "input_layernorm.weight",
+        "attn_norm": "input_layernorm.weight",
         "qkv_proj": "self_attn.qkv_proj.weight",
         "o_proj": "self_attn.o_proj.weight",
-        "post_attention_layernorm": "post_attention_layernorm.weight",
+        "ffn_norm": "post_attention_layernorm.weight",
         "gate_up_proj": "mlp.gate_up_proj.weight",
         "down_proj": "mlp.down_proj.weight",
     }
     recipe.layout.row_order = {"qkv_proj": "[q: kv_head group | k: kv_head | v: kv_head] head_dim"}
-    fused = open_synthetic(recipe.source, recipe.model, recipe.layout)
+    fused = open_synthetic(recipe)
     weights = decode(recipe, config, dict(fused.tensors)).weights
     qkv = fused.tensors["model.layers.1.self_attn.qkv_proj.weight"].read()
     gate_up = fused.tensors["model.layers.1.mlp.gate_up_proj.weight"].read()
@@ -127,7 +128,7 @@ def test_config_problems_come_together(tmp_path: Path) -> None:
         "rope_scaling": {"type": "yarn", "factor": 0.5},
     }
     with pytest.raises(ConvertError) as caught:
-        read_architecture(config)
+        architecture(config)
     text = str(caught.value)
-    for part in ("vocab_size", "'big'", "num_hidden_layers=0", "4 key-value", "gelu", "yarn"):
+    for part in ("vocab_size", "'big'", "num_hidden_layers=0", "4 key-value", "factor 0.5"):
         assert part in text

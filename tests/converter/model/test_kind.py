@@ -23,9 +23,9 @@ def test_a_kind_of_the_layout_is_no_problem(kind: str, classes: Any) -> None:
     [
         ({}, ["no model_type", "internlm2"]),
         ({"model_type": None}, ["no model_type"]),
-        ({"model_type": "llama"}, ["model_type 'llama'", "layout=llama"]),
-        ({"model_type": "mistral"}, ["model_type 'mistral'", "layout=llama"]),
-        ({"model_type": "internlm3"}, ["model_type 'internlm3'", "layout=…"]),
+        ({"model_type": "llama"}, ["model_type 'llama'", "architecture=llama"]),
+        ({"model_type": "mistral"}, ["model_type 'mistral'", "architecture=mistral"]),
+        ({"model_type": "bert"}, ["model_type 'bert'", "architecture=…"]),
         ({"model_type": ["internlm2"]}, ["model_type ['internlm2']"]),
         (
             {"model_type": "internlm2", "architectures": ["InternLM2ForRewardModel"]},

@@ -13,7 +13,6 @@ from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import build_decoder
 from converter.model.misfit import SCREEN, WRAPPERS
-from converter.recipe.schema import LayoutConfig
 from converter.sources.synthetic import open_synthetic
 from converter.weights.weight import TensorWeight, Weight
 
@@ -25,13 +24,13 @@ class Parts:
     """A checkpoint of `LAYERS` layers in pieces, and what is wrong with it once they changed."""
 
     def __init__(self, recipe: Any) -> None:
-        checkpoint = open_synthetic(recipe.source, recipe.model, recipe.layout)
+        checkpoint = open_synthetic(recipe)
         self.config, self.tensors = dict(checkpoint.config), dict(checkpoint.tensors)
-        self.layout: LayoutConfig = recipe.layout
+        self.recipe, self.layout = recipe, recipe.layout
 
     def decode(self) -> Any:
         checkpoint = Checkpoint(self.config, self.tensors, {})
-        return build_decoder(checkpoint, self.layout, read_architecture(self.config))
+        return build_decoder(checkpoint, self.layout, read_architecture(self.config, self.recipe))
 
     def problems(self) -> tuple[Problem, ...]:
         with pytest.raises(ConvertError) as caught:

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from descriptions import architecture
 from oracle import feeds, llama_of
 from published import published_config, published_names
 from transformers import LlamaConfig
@@ -19,9 +20,8 @@ from transformers import LlamaConfig
 from converter.cli.compose import compose_recipe
 from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
-from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint
-from converter.model.rope import read_rope
+from converter.model.rope import Rope
 from converter.sources.local import open_local
 from converter.sources.synthetic import open_synthetic, write_checkpoint
 
@@ -62,6 +62,14 @@ def reduced(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def rope_of(config: Mapping[str, Any]) -> Rope:
+    """The rotation that a config.json states, whatever its sizes are."""
+    sizes = published_config("internlm2-7b")
+    others = {k: v for k, v in sizes.items() if k not in ("rope_theta", "rope_scaling")}
+    stated = {k: v for k, v in config.items() if k.startswith(("rope", "rotary"))}
+    return architecture(others | stated).rope
+
+
 def as_transformers_says_it(config: Mapping[str, Any]) -> dict[str, Any]:
     """The first release's `rotary` in the keys that came after it."""
     if "rotary" not in config:
@@ -74,7 +82,7 @@ def convert(config: Mapping[str, Any], folder: Path, *words: str) -> tuple[Check
     """Write a checkpoint of this config with random weights and convert it."""
     recipe = compose_recipe(["recipe=internlm2_1_8b_cpu_fp32", "source=synthetic"])
     recipe.model.config, recipe.source.dtype = dict(config), "float32"
-    checkpoint = open_synthetic(recipe.source, recipe.model, recipe.layout)
+    checkpoint = open_synthetic(recipe)
     (folder / "checkpoint").mkdir(exist_ok=True)
     write_checkpoint(checkpoint, folder / "checkpoint")
     output = folder / "-".join(["out", *(word.replace(".", "_") for word in words)])
@@ -175,7 +183,7 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
 def test_a_preset_states_what_was_published_config(model: str) -> None:
     recipe = compose_recipe([f"recipe={model}_cpu_int4"])
     said, config = recipe.model.config, published_config(PRESETS[model])
-    assert read_architecture(said) == read_architecture(config)
+    assert architecture(said) == architecture(config)
     assert {key: said[key] for key in TOKEN_IDS} == {key: config[key] for key in TOKEN_IDS}
     assert recipe.source.repo == recipe.model.repo
     assert recipe.model.repo == "internlm/" + PRESETS[model].partition(".")[0]
@@ -221,9 +229,7 @@ def test_a_config_that_transformers_5_saved_reads_the_same(name: str, tmp_path: 
     ).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert "rope_theta" not in saved  # it moved into rope_parameters
-    rope, problems = read_rope(saved)
-    assert (rope, problems) == read_rope(published_config(name))
-    assert problems == []
+    assert rope_of(saved) == rope_of(published_config(name))
 
 
 def test_every_form_of_rope_reads_the_same() -> None:
@@ -237,7 +243,7 @@ def test_every_form_of_rope_reads_the_same() -> None:
         {"rope_scaling": {"rope_type": "dynamic", "factor": 2.5, "rope_theta": 5e7}},
         {"rotary": {"base": 5e7, "type": "dynamic", "scaling_factor": 2.5}},
     ]
-    assert len({read_rope(form)[0] for form in forms}) == 1
+    assert len({rope_of(form) for form in forms}) == 1
     plain: list[dict[str, Any]] = [
         {"rope_theta": 1e6, "rope_scaling": None},
         {"rope_theta": 1e6},
@@ -245,8 +251,8 @@ def test_every_form_of_rope_reads_the_same() -> None:
         {"rope_scaling": {"rope_type": "default", "rope_theta": 1e6}},
         {"rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     ]
-    assert len({read_rope(form)[0] for form in plain}) == 1
-    assert read_rope(plain[0])[0].theta == 1e6
+    assert len({rope_of(form) for form in plain}) == 1
+    assert rope_of(plain[0]).theta == 1e6
 
 
 def test_bin_shards_convert_to_the_same_files(tmp_path: Path) -> None:

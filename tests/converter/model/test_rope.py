@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ HEAD_DIM, LIMIT = 16, 32
 
 def by_transformers(config: dict[str, Any], length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin, float32 (length, head_dim / 2): transformers gives both halves."""
+    config = copy.deepcopy(config)  # transformers writes into it
     llama = LlamaConfig(
         hidden_size=64, num_attention_heads=4, max_position_embeddings=LIMIT, **config
     )
@@ -35,7 +37,7 @@ def by_transformers(config: dict[str, Any], length: int) -> tuple[torch.Tensor, 
 )
 def test_caches_are_transformers(scaling: dict[str, Any] | None, theta: float, length: int) -> None:
     config = {"rope_theta": theta, "rope_scaling": scaling}
-    rope, problems = read_rope(config)
+    rope, problems = read_rope(config.get("rope_scaling"), config.get("rope_theta", 1e4))
     assert problems == []
     found = rope.caches(HEAD_DIM, length, LIMIT)
     for one, other in zip(found, by_transformers(config, length), strict=True):
@@ -67,8 +69,9 @@ def test_the_slowest_pair_turns_by_the_base() -> None:
 @pytest.mark.parametrize(
     ("config", "part"),
     [
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "type 'yarn'"),
-        ({"rope_scaling": {"type": "llama3"}}, "type 'llama3'"),
+        ({"rope_scaling": {"rope_type": "ntk", "factor": 2.0}}, "type 'ntk'"),
+        ({"rope_scaling": {"type": "llama3"}}, "factor None"),
+        ({"rope_scaling": {"type": "default", "beta": 3}}, "beta=3"),
         ({"rope_theta": 0}, "rope_theta=0"),
         ({"rope_theta": True}, "rope_theta=True"),
         ({"rope_theta": "1e6"}, "rope_theta='1e6'"),
@@ -82,7 +85,7 @@ def test_the_slowest_pair_turns_by_the_base() -> None:
     ids=str,
 )
 def test_what_cannot_be_followed_is_a_problem(config: dict[str, Any], part: str) -> None:
-    rope, problems = read_rope(config)
+    rope, problems = read_rope(config.get("rope_scaling"), config.get("rope_theta", 1e4))
     assert rope == Rope() and len(problems) == 1
     assert part in problems[0].found and problems[0].remedy
 
@@ -97,4 +100,4 @@ def test_what_cannot_be_followed_is_a_problem(config: dict[str, Any], part: str)
     ids=str,
 )
 def test_null_is_the_default(config: dict[str, Any]) -> None:
-    assert read_rope(config) == (Rope(), [])
+    assert read_rope(config.get("rope_scaling"), config.get("rope_theta", 1e4)) == (Rope(), [])

@@ -32,7 +32,7 @@ SHARD = "model-00001-of-00001.safetensors"
 
 
 def synthetic() -> Checkpoint:
-    return open_synthetic(RECIPE.source, RECIPE.model, RECIPE.layout)
+    return open_synthetic(RECIPE)
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_works_without_a_network_from_the_cache(
 def test_a_disk_too_small_is_found_before_the_download(hub: Hub) -> None:
     hub.sizes[SHARD] = 10**18
     with pytest.raises(ConvertError, match="too little room") as error:
-        preview_hub(REPO, None, RECIPE.layout)
+        preview_hub(REPO, None, RECIPE)
     assert "HF_HOME" in str(error.value)
     assert SHARD not in hub.fetched()
 
@@ -213,7 +213,7 @@ def test_a_disk_that_fills_up_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_preview_reads_headers_only(hub: Hub) -> None:
-    preview = preview_hub(REPO, None, RECIPE.layout)
+    preview = preview_hub(REPO, None, RECIPE)
     expected = synthetic().tensors
     assert {name: (w.shape, w.dtype) for name, w in preview.tensors.items()} == {
         name: (w.shape, w.dtype) for name, w in expected.items()
@@ -239,7 +239,7 @@ def test_problems_are_found_before_the_weights_are_fetched(hub: Hub, tmp_path: P
 def test_torch_files_are_fetched_where_there_are_no_safetensors(hub: Hub) -> None:
     state = {name: weight.read() for name, weight in synthetic().tensors.items()}
     as_torch_files(hub, state)
-    preview = preview_hub(REPO, None, RECIPE.layout)
+    preview = preview_hub(REPO, None, RECIPE)
     assert {name: w.shape for name, w in preview.tensors.items()} == {
         name: tuple(tensor.shape) for name, tensor in state.items()
     }

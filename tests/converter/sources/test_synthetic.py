@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from converter.errors import ConvertError
-from converter.recipe.schema import LayoutConfig, ModelConfig, SourceConfig
+from converter.recipe.schema import Recipe
 from converter.sources.local import open_local
 from converter.sources.synthetic import open_synthetic, random_weight
 
@@ -38,7 +38,7 @@ def test_matrices_are_normal_and_norms_lie_around_one() -> None:
 
 def test_published_names_of_internlm2(make_recipe: Callable[..., Any]) -> None:
     recipe = make_recipe()
-    names = open_synthetic(recipe.source, recipe.model, recipe.layout).tensors
+    names = open_synthetic(recipe).tensors
     assert names["model.layers.1.attention.wqkv.weight"].shape == (128, 64)
     assert {"model.tok_embeddings.weight", "model.norm.weight", "output.weight"} <= names.keys()
     assert len(names) == 3 + 2 * 7
@@ -48,7 +48,7 @@ def test_written_checkpoint_equals_the_lazy_one(
     tiny_checkpoint: Callable[..., Path], make_recipe: Callable[..., Any]
 ) -> None:
     recipe = make_recipe("source.dtype=bfloat16")
-    lazy = open_synthetic(recipe.source, recipe.model, recipe.layout).tensors
+    lazy = open_synthetic(recipe).tensors
     written = open_local(tiny_checkpoint(dtype="bfloat16")).tensors
     assert written.keys() == lazy.keys()
     assert all(torch.equal(written[name].read(), lazy[name].read()) for name in lazy)
@@ -56,4 +56,4 @@ def test_written_checkpoint_equals_the_lazy_one(
 
 def test_a_model_without_sizes_is_refused() -> None:
     with pytest.raises(ConvertError, match="model=internlm2_1_8b"):
-        open_synthetic(SourceConfig(), ModelConfig(), LayoutConfig())
+        open_synthetic(Recipe())

@@ -1,0 +1,172 @@
+"""config.json as transformers' class for it reads it, and the keys that a description leaves out.
+
+A class fills in defaults, and turns what older files say into today's keys: `rope_theta` into
+`rope_parameters`, `use_sliding_window` into `layer_types`. So a description reads one form only.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from converter.errors import ConvertError, Problem, first_line
+from converter.model.config_file import CONFIG_FILE
+from converter.model.description import Description
+from converter.model.json_schema import shown
+from converter.recipe.schema import LayoutConfig
+
+CONSUMED = {
+    "rope_scaling": "rope_parameters",
+    "rope_theta": "rope_parameters",
+    "rope_type": "rope_parameters",
+    "rope_local_base_freq": "rope_parameters",
+    "rotary_pct": "rope_parameters",
+    "rotary_emb_base": "rope_parameters",
+    "partial_rotary_factor": "rope_parameters",
+    "original_max_position_embeddings": "rope_parameters",
+    "sliding_window_pattern": "layer_types",
+    "_sliding_window_pattern": "layer_types",
+    "max_window_layers": "layer_types",
+    "use_sliding_window": "layer_types",
+    "layer_switch": "layer_types",
+    "no_rope_layer_interval": "no_rope_layers",
+}
+"""Keys that transformers' classes turn into others."""
+WITHOUT_EFFECT = frozenset(
+    {
+        *("_attn_implementation_autoset", "_name_or_path", "architectures", "attn_implementation"),
+        *("attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype"),
+        *("embd_pdrop", "eos_token_id", "hidden_dropout", "id2label", "initializer_range"),
+        *("is_decoder", "is_encoder_decoder", "is_causal", "label2id", "model_type"),
+        *("output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp"),
+        *("problem_type", "quantization_config", "resid_pdrop", "residual_dropout", "return_dict"),
+        *("sep_token_id", "torch_dtype", "transformers_version", "use_cache", "name_or_path"),
+        *("vocab_size", "tie_word_embeddings", "classifier_dropout", "embedding_dropout"),
+    }
+)
+"""Keys that change no logits: training, names, ids, types, and what is read elsewhere."""
+BIASES = frozenset(
+    {"attention_bias", "attention_out_bias", "bias", "mlp_bias", "qkv_bias", "use_bias"}
+    | {"use_qkv_bias", "lm_head_bias"}
+)
+"""Keys that say which biases there are, which the checkpoint's tensors show."""
+
+
+PARTIAL = "partial_rotary_factor"
+SHOWN = 6
+"""Unread keys that a problem names."""
+
+
+def completed_config(config: Mapping[str, Any], layout: LayoutConfig) -> Mapping[str, Any]:
+    """config.json as transformers' class for its model_type completes it.
+
+    A type whose description names a stand-in is left as it is: transformers has no class for it.
+
+    Raises:
+        ConvertError: transformers does not know the type, or refuses the values.
+    """
+    if layout.reference != "config":
+        return config
+    return _as_dict(_config_of(config))
+
+
+def _config_of(config: Mapping[str, Any]) -> Any:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ConvertError(
+            Problem(
+                f"{CONFIG_FILE} has model_type {shown(kind)}, which transformers does not know.",
+                "a model_type of the installed transformers, whose class is the reference",
+                "set layout.reference=llama if the model computes what Llama computes",
+            )
+        )
+    try:
+        with _quiet():
+            return CONFIG_MAPPING[kind].from_dict(_plain(config))
+    except Exception as error:  # any of the checks in transformers' classes
+        raise ConvertError(
+            Problem(
+                f"transformers refuses {CONFIG_FILE}: {first_line(error)}.",
+                f"values that its class for {kind} takes",
+                f"correct {CONFIG_FILE}",
+            )
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """A value as transformers reads it: it writes infinity as {"__float__": "Infinity"}."""
+    if isinstance(value, Mapping):
+        if set(value) == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _as_dict(config: Any) -> dict[str, Any]:
+    values: dict[str, Any] = config.to_dict()
+    return values
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def unread_problems(
+    config: Mapping[str, Any], description: Description, read: Iterable[str]
+) -> Iterator[Problem]:
+    """A problem for each key of config.json that may have an effect and that nothing reads.
+
+    A key that transformers' class does not have has none: the class ignores it as well.
+    """
+    layout, paths = description.layout, set(read)
+    known = {path.partition(".")[0] for path in paths} | WITHOUT_EFFECT | BIASES
+    if layout.reference == "config":
+        known |= {key for key, to in CONSUMED.items() if to in known}
+    left = [key for key, value in config.items() if key not in known and value is not None]
+    left = [key for key in left if not _is_listed(key, config[key], layout.without_effect)]
+    if left and layout.reference == "config":
+        own = _as_dict(type(_config_of(config))())
+        left = [key for key in left if key in own]
+    partial = _partial(config)
+    if partial not in (None, 1) and not any(path.endswith(PARTIAL) for path in paths):
+        left = [*(key for key in left if key != PARTIAL), PARTIAL]
+    if not left:
+        return
+    found = ", ".join(f"{key}={shown(config.get(key, partial))}" for key in left[:SHOWN])
+    more = f" and {len(left) - SHOWN} more keys" if len(left) > SHOWN else ""
+    yield Problem(
+        f"{CONFIG_FILE} has {found}{more}, which the description does not read.",
+        "keys that the description reads, or that it lists in layout.without_effect",
+        f"choose the architecture of this model (`convert list architecture`), or set "
+        f"layout.without_effect=[{','.join(left[:SHOWN])}] if you know that they change nothing",
+        key=("layout.without_effect",),
+    )
+
+
+def _partial(config: Mapping[str, Any]) -> Any:
+    """The share of rotated columns that config.json states, at its top or in a rope section."""
+    sections = (config.get(key) for key in ("rope_parameters", "rope_scaling"))
+    inner = (section.get(PARTIAL) for section in sections if isinstance(section, Mapping))
+    return next((value for value in (config.get(PARTIAL), *inner) if value is not None), None)
+
+
+def _is_listed(key: str, value: Any, entries: Iterable[str]) -> bool:
+    """Whether one of the entries, `key` or `key=value` with a glob for the key, fits."""
+    parts = (entry.partition("=") for entry in entries)
+    return any(
+        fnmatch.fnmatchcase(key, pattern) and (not mark or json.dumps(value) == stated)
+        for pattern, mark, stated in parts
+    )
