@@ -50,7 +50,7 @@ class QuantizeCache(Pass[Graph, Graph]):
     def run(self, artifact: Graph, run: Run) -> Done[Graph]:
         tokens = calibration_tokens(artifact.decoder, run.recipe.calibration)
         some = tokens.ids[:: math.ceil(tokens.ids.numel() / TOKENS)]
-        reference = Reference(artifact.decoder.architecture, artifact.shipped)
+        reference = Reference(artifact.decoder, artifact.shipped)
         ranges = cache_ranges(reference, some, run.progress.advance)
         quantize_caches(artifact.model, ranges)
         facts = {

@@ -82,7 +82,7 @@ def _calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance)
     tokens = calibration_tokens(decoder, recipe.calibration)
     cache.folder.mkdir(parents=True, exist_ok=True)
     dtype = compute_dtype(recipe.calibration, decoder)
-    reference = Reference(decoder.architecture, decoder.weights, dtype)
+    reference = Reference(decoder, dtype=dtype)
     scheme = Scheme(recipe.quant, FLOAT_TYPES[recipe.scale_type])
     matrices = [m for m in graph_matrices(recipe, decoder) if matrix_format(m.name, recipe.quant)]
     base = {

@@ -101,7 +101,7 @@ def _forward(
     for number in range(layers):
         advance(number, 2 * layers, f"float model, layer {number + 1}/{layers}")
         with reference.layer(number) as module:
-            check_weights(module, reference.weights, number)
+            check_weights(module, reference, number)
             for batch in _batches(ids, reference):
                 result = reference.run_layer(module, states[number][batch])
                 check_finite(result, f"layer {number}")

@@ -118,13 +118,12 @@ class LayerStages:
         return normed.to(self._reference.dtype)
 
 
-def check_weights(module: Any, weights: Mapping[str, Weight], number: int) -> None:
+def check_weights(module: Any, reference: Reference, number: int) -> None:
     """Raise ConvertError when a weight of transformers' layer `number` is not finite."""
     for name, parameter in module.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
-            owner, kind = name.split(".")[-2:]
-            canonical = f"layers.{number}.{owner}" + (BIAS if kind == "bias" else "")
-            raise ConvertError(not_finite(weights[canonical].label, parameter.dtype))
+            weight = reference.parameter(number, name)
+            raise ConvertError(not_finite(weight.label if weight else name, parameter.dtype))
 
 
 def check_finite(values: torch.Tensor, place: str) -> None:

@@ -85,7 +85,7 @@ class FloatStatistics:
     def _one_layer(self, number: int, hidden: Spill) -> None:
         """Gather a layer's statistics, unless an earlier run has, and run it."""
         with self._reference.layer(number) as module:
-            check_weights(module, self._reference.weights, number)
+            check_weights(module, self._reference, number)
             stages = LayerStages(self._reference, module, number)
             made = False
 

@@ -172,8 +172,8 @@ class Walk:
                 hidden.close()
             else:
                 return number, hidden
-        table = {EMBEDDING: self.embedding}
-        embedder = Reference(self.reference.arch, table, torch.float32)
+        shipped = {**self.reference.weights, EMBEDDING: self.embedding}
+        embedder = Reference(self.reference.decoder, shipped)
         return 0, self.tokens.embedded(embedder, self.cache.folder)
 
     def _run_again(self, hidden: Spill, number: int, layer: Layer) -> None:
@@ -359,7 +359,7 @@ class Walk:
     @contextmanager
     def _stages(self, number: int, weights: Mapping[str, Weight]) -> Iterator[LayerStages]:
         with self.reference.layer(number) as module:
-            check_weights(module, self.reference.weights, number)
+            check_weights(module, self.reference, number)
             stages = LayerStages(self.reference, module, number)
             stages.take(weights)
             yield stages

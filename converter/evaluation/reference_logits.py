@@ -98,7 +98,7 @@ def compute_reference(
     positions = len(range(n_ctx)[chunks.scored])
     vocab_size = decoder.architecture.vocab_size
     header = ReferenceHeader(key, count, positions, vocab_size)
-    reference = Reference(decoder.architecture, decoder.weights, torch.float32)
+    reference = Reference(decoder)
     next_tokens = torch.from_numpy(chunks.next_tokens)
     group = max(1, HEAD_BYTES // (positions * vocab_size * 4))
     hidden = Spill(path.parent, count, (1, n_ctx, decoder.architecture.hidden_size))

@@ -85,4 +85,5 @@ def compare_first_layers(package: Package, recipe: Recipe, layers: int) -> Compa
 def _reference(graph: Graph) -> Reference:
     arch = graph.decoder.architecture
     longer = graph.context_length > arch.max_position_embeddings
-    return Reference(arch, graph.shipped, cache_length=graph.context_length if longer else None)
+    length = graph.context_length if longer else None
+    return Reference(graph.decoder, graph.shipped, cache_length=length)

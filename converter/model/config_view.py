@@ -71,10 +71,15 @@ def completed_config(config: Mapping[str, Any], layout: LayoutConfig) -> Mapping
     """
     if layout.reference != "config":
         return config
-    return _as_dict(_config_of(config))
+    return _as_dict(transformers_config(config))
 
 
-def _config_of(config: Mapping[str, Any]) -> Any:
+def transformers_config(config: Mapping[str, Any]) -> Any:
+    """The config object of transformers' class for a config.json.
+
+    Raises:
+        ConvertError: transformers does not know the type, or refuses the values.
+    """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = config.get("model_type")
@@ -92,7 +97,7 @@ def _config_of(config: Mapping[str, Any]) -> Any:
     except Exception as error:  # any of the checks in transformers' classes
         raise ConvertError(
             Problem(
-                f"transformers refuses {CONFIG_FILE}: {first_line(error)}.",
+                f"{CONFIG_FILE} is refused by transformers: {first_line(error)}.",
                 f"values that its class for {kind} takes",
                 f"correct {CONFIG_FILE}",
             )
@@ -138,7 +143,7 @@ def unread_problems(
     left = [key for key, value in config.items() if key not in known and value is not None]
     left = [key for key in left if not _is_listed(key, config[key], layout.without_effect)]
     if left and layout.reference == "config":
-        own = _as_dict(type(_config_of(config))())
+        own = _as_dict(type(transformers_config(config))())
         left = [key for key in left if key in own]
     partial = _partial(config)
     if partial not in (None, 1) and not any(path.endswith(PARTIAL) for path in paths):

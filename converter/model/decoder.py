@@ -32,7 +32,7 @@ from converter.model.tensor_kinds import (
 )
 from converter.recipe.schema import LayoutConfig
 from converter.recipe.validation import nearest_names
-from converter.weights.weight import TensorWeight, Weight
+from converter.weights.weight import TensorWeight, Weight, concatenate_rows
 
 FUSED = {"qkv_proj": ("q", "k", "v"), "q_proj": ("q",), "k_proj": ("k",), "v_proj": ("v",)}
 """Projections that carry attention heads in their rows, and which parts each holds."""
@@ -227,6 +227,32 @@ def _canonical_weights(
                 yield f"{prefix}{name}{suffix}", weight.permute_rows(index)
         else:
             yield canonical, weight
+
+
+def published_weights(decoder: Decoder, weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """Canonical `weights` of a decoder under the checkpoint's names, in its row orders.
+
+    Undoes what `build_decoder` does, so that other values, such as rounded ones, can stand in the
+    checkpoint's places. A head that is the embedding is left out.
+    """
+    layout, arch, found = decoder.layout, decoder.architecture, dict[str, Weight]()
+    for canonical, name in published_names(layout, arch).items():
+        prefix, _, kind = canonical.rpartition(".")
+        suffix, kind = (BIAS if is_bias(kind) else ""), kind.removesuffix(BIAS)
+        prefix = prefix + "." if prefix else ""
+        parts = [canonical]
+        if kind in FUSED:
+            parts = [f"{prefix}{part}_proj{suffix}" for part in FUSED[kind]]
+        elif kind == "gate_up_proj":
+            parts = [f"{prefix}{part}{suffix}" for part in HALVES]
+        tied = canonical == HEAD and weights[HEAD] is weights[EMBEDDING]
+        if tied or parts[0] not in weights:
+            continue
+        weight = concatenate_rows([weights[part] for part in parts])
+        if kind in FUSED:
+            weight = weight.permute_rows(torch.argsort(_row_order(kind, layout, arch)))
+        found[name] = weight
+    return found
 
 
 def _row_order(kind: str, layout: LayoutConfig, arch: Architecture) -> torch.Tensor:

@@ -1,37 +1,37 @@
-"""transformers' own Llama, run layer by layer on lazy weights.
+"""The float reference of a decoder: transformers' own class, on any of the decoder's weights.
 
-InternLM2 is Llama with the rows of wqkv in another order, so transformers' LlamaDecoderLayer is the
-reference for every decoder here. The model is built on the meta device; one layer at a time gets
-its weights and loses them again, so a model of any size runs in the memory of one layer.
+Its class comes from config.json alone. A description decides where a tensor goes, and no more: it
+says nothing to the reference of norms, windows or scales, so that the two can contradict each
+other. For types that transformers does not have, a description names a stand-in: InternLM2 is
+Llama with the rows of wqkv in another order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch.nn.functional import rms_norm
 
 from converter.model.architecture import Architecture
-from converter.model.tensor_kinds import BIAS
+from converter.model.config_view import transformers_config
+from converter.model.decoder import Decoder, published_weights
+from converter.model.tensor_kinds import BIAS, EMBEDDING, HEAD, is_bias
+from converter.model.transformers_model import TransformersModel, Vocabulary
 from converter.weights.weight import Weight
 
-HIDDEN_ACTS = {"gelu_tanh": "gelu_pytorch_tanh"} | {
-    name: name for name in ("silu", "gelu", "relu", "relu2")
-}
-"""Kinds of activations to transformers' names."""
-HEAD_ROWS = 8192
-"""Rows of lm_head multiplied at a time."""
+HIDDEN_ACTS = {"gelu_tanh": "gelu_pytorch_tanh"}
+"""Kinds of activations that transformers names differently."""
 
 
 class Reference:
     """A decoder computed by transformers.
 
     Args:
-        arch: sizes of the decoder.
-        weights: canonical weights.
+        decoder: what was read of the checkpoint.
+        weights: canonical weights to compute with; None takes the decoder's own.
         dtype: type of weights and activations while computing.
         cache_length: length for which a dynamic RoPE base is fixed; None follows the sequence, as
             transformers does.
@@ -39,64 +39,48 @@ class Reference:
 
     def __init__(
         self,
-        arch: Architecture,
-        weights: Mapping[str, Weight],
+        decoder: Decoder,
+        weights: Mapping[str, Weight] | None = None,
         dtype: torch.dtype = torch.float32,
         cache_length: int | None = None,
     ) -> None:
-        from transformers.models.llama import modeling_llama
-
-        self.arch, self.weights, self.dtype = arch, weights, dtype
-        self._modules = modeling_llama
-        self._config = llama_config(arch, cache_length, attention_bias=self._has_bias())
-        self._rotary = modeling_llama.LlamaRotaryEmbedding(self._config)
+        self.decoder, self.arch, self.dtype = decoder, decoder.architecture, dtype
+        self.weights = decoder.weights if weights is None else weights
+        if decoder.layout.reference == "config":
+            config = transformers_config(decoder.checkpoint.config)
+            named = published_weights(decoder, self.weights)
+            _fix_base(config, self.arch, cache_length)
+        else:
+            biased = any(name.endswith(f"_proj{BIAS}") for name in self.weights)
+            config = llama_config(self.arch, cache_length, attention_bias=biased)
+            named = dict(_as_llama(self.weights))
+        weight, head = self.weights[EMBEDDING], self.weights[HEAD]
+        table = Vocabulary(weight, head, self.weights.get(HEAD + BIAS))
+        self._model = TransformersModel(config, named, table, dtype)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings (batch, tokens, hidden_size) of int64 ids; reads only the rows in use."""
-        ids, places = torch.unique(token_ids, return_inverse=True)
-        rows = self.weights["embed_tokens"].permute_rows(ids).read()
-        return rows.to(self.dtype)[places]
+        """What the first layer reads (batch, tokens, hidden_size) of int64 ids; reads only the
+        embedding's rows in use."""
+        return self._model.embed(token_ids)
 
-    @contextmanager
-    def layer(self, number: int) -> Iterator[torch.nn.Module]:
+    def layer(self, number: int) -> AbstractContextManager[torch.nn.Module]:
         """transformers' decoder layer with its weights, for as long as the context lasts.
 
         At its end the module has none, whoever still holds it: the next layer takes their room.
         """
-        with torch.device("meta"):
-            module = self._modules.LlamaDecoderLayer(self._config, number)
-        state = {
-            _parameter_name(leaf): self.weights[name].read().to(self.dtype)
-            for name in self.weights
-            if name.startswith(f"layers.{number}.") and (leaf := name.split(".", 2)[2])
-        }
-        for name, parameter in module.named_parameters():
-            if name.endswith("bias"):  # transformers gives o_proj a bias whenever q has one
-                state.setdefault(name, torch.zeros(parameter.shape, dtype=self.dtype))
-        module.load_state_dict(state, assign=True)
-        try:
-            yield module.eval()
-        finally:
-            module.to("meta")
+        return self._model.layer(number)
+
+    def parameter(self, number: int, name: str) -> Weight | None:
+        """The weight of a parameter of layer `number`, by its name in transformers' layer."""
+        return self._model.parameter(number, name)
 
     def run_layer(self, module: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states (batch, tokens, hidden_size) after one layer, with causal attention."""
-        positions = torch.arange(hidden.shape[1]).unsqueeze(0)
-        with torch.no_grad():
-            result: Any = module(
-                hidden,
-                attention_mask=None,
-                position_ids=positions,
-                position_embeddings=self.position_embeddings(hidden),
-            )
-        output: torch.Tensor = result[0] if isinstance(result, tuple) else result
-        return output
+        """Hidden states (batch, tokens, hidden_size) after one layer."""
+        return self._model.run_layer(module, hidden)
 
     def position_embeddings(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines (1, tokens, head_dim) of the positions of (batch, tokens, …)."""
-        positions = torch.arange(hidden.shape[1]).unsqueeze(0)
-        cos, sin = self._rotary(hidden, positions)
-        return cos, sin
+        """Cosines and sines (1, tokens, columns) of the positions of (batch, tokens, …)."""
+        return self._model.position_embeddings(hidden)
 
     def hidden_states(self, token_ids: torch.Tensor, layers: int | None = None) -> torch.Tensor:
         """Hidden states after the first `layers` layers (all when None), before the last norm."""
@@ -107,26 +91,20 @@ class Reference:
         return hidden
 
     def last_norm(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What lm_head reads, float32 like the `hidden` states (…, hidden_size)."""
+        """What the head of a plain decoder reads, float32 like the `hidden` states."""
         weight = self.weights["norm"].read().float()
         return rms_norm(hidden, (self.arch.hidden_size,), weight, self.arch.norm.eps)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 logits (…, vocab_size) of hidden states, the last norm included."""
-        norm = self._modules.LlamaRMSNorm(self.arch.hidden_size, eps=self.arch.norm.eps)
-        norm.load_state_dict({"weight": self.weights["norm"].read().to(self.dtype)}, assign=True)
-        head = self.weights["lm_head"]
-        out = torch.empty(*hidden.shape[:-1], head.shape[0])
-        with torch.no_grad():
-            normed = norm(hidden)
-            for start in range(0, head.shape[0], HEAD_ROWS):
-                stop = min(start + HEAD_ROWS, head.shape[0])
-                rows = head.rows(start, stop).to(self.dtype)
-                out[..., start:stop] = (normed @ rows.T).float()
-        return out
+        return self._model.logits(hidden)
 
-    def _has_bias(self) -> bool:
-        return any(name.endswith(BIAS) for name in self.weights)
+
+def _fix_base(config: Any, arch: Architecture, cache_length: int | None) -> None:
+    """Let a dynamic base be the one of `cache_length`, as the graph's caches have it."""
+    if arch.rope.scaling == "dynamic" and cache_length is not None:
+        base = arch.rope.base(arch.rotation.columns, cache_length, arch.max_position_embeddings)
+        config.rope_parameters = {"rope_type": "default", "rope_theta": base}
 
 
 def llama_config(
@@ -140,6 +118,9 @@ def llama_config(
     if scaling == "dynamic" and cache_length is not None:
         theta = rope.base(arch.head_dim, cache_length, arch.max_position_embeddings)
         scaling = None
+    stated: dict[str, Any] = dict(rope.numbers)
+    if rope.original:
+        stated["original_max_position_embeddings"] = rope.original
     return LlamaConfig(
         vocab_size=arch.vocab_size,
         hidden_size=arch.hidden_size,
@@ -151,20 +132,28 @@ def llama_config(
         max_position_embeddings=arch.max_position_embeddings,
         rms_norm_eps=arch.norm.eps,
         rope_theta=theta,
-        rope_scaling={"rope_type": scaling, "factor": rope.factor} if scaling else None,
+        rope_scaling={"rope_type": scaling, "factor": rope.factor, **stated} if scaling else None,
+        hidden_act=HIDDEN_ACTS.get(arch.activation, arch.activation),
         attention_bias=attention_bias,
-        attn_implementation="sdpa",
-        hidden_act=HIDDEN_ACTS[arch.activation],
         tie_word_embeddings=False,
     )
 
 
-def _parameter_name(leaf: str) -> str:
-    """`q_proj_bias` as transformers' `self_attn.q_proj.bias`."""
-    kind = leaf.removesuffix(BIAS)
-    kind = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}.get(kind, kind)
-    end = "bias" if leaf.endswith(BIAS) else "weight"
-    if kind.endswith("norm"):
-        return f"{kind}.{end}"
-    part = "mlp" if kind in ("gate_proj", "up_proj", "down_proj") else "self_attn"
-    return f"{part}.{kind}.{end}"
+def _as_llama(weights: Mapping[str, Weight]) -> list[tuple[str, Weight]]:
+    """Canonical weights under the names of transformers' Llama."""
+    found = []
+    for canonical, weight in weights.items():
+        prefix, _, leaf = canonical.rpartition(".")
+        kind, end = leaf.removesuffix(BIAS), "bias" if is_bias(leaf) else "weight"
+        place = f"model.{prefix}." if prefix else "model."
+        found.append((f"{place}{LLAMA_MODULES.get(kind, kind)}.{end}", weight))
+    return found
+
+
+LLAMA_MODULES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    **{f"{part}_proj": f"self_attn.{part}_proj" for part in ("q", "k", "v", "o")},
+    **{f"{part}_proj": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+}
+"""Canonical names to the modules of transformers' Llama."""

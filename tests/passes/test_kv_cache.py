@@ -45,7 +45,7 @@ def reference_logits(
     """transformers' logits with keys (rotated) and values rounded to int8."""
     from transformers.models.llama import modeling_llama
 
-    reference = Reference(graph.decoder.architecture, graph.shipped)
+    reference = Reference(graph.decoder, graph.shipped)
     rotate, hidden = modeling_llama.apply_rotary_pos_emb, reference.embed(ids)
     for number, found in enumerate(ranges):
 
@@ -73,7 +73,7 @@ def test_logits_are_those_of_the_reference_with_rounded_keys_and_values(
 ) -> None:
     folder, graph = convert("int8", "target.kv_cache=int8"), build()
     tokens = calibration_tokens(graph.decoder, make_recipe(*SHORT).calibration)
-    reference = Reference(graph.decoder.architecture, graph.shipped)
+    reference = Reference(graph.decoder, graph.shipped)
     ranges = cache_ranges(reference, tokens.ids, lambda done, total, detail: None)
     ids = np.arange(3, 99, dtype=np.int64)[None]
     found = torch.from_numpy(next(iter(folder_logits(folder, ids))))
@@ -106,7 +106,7 @@ def test_ranges_hold_the_rotated_keys_at_every_position(build: Callable[..., Any
     from transformers import DynamicCache
 
     graph = build(num_hidden_layers=1)
-    reference = Reference(graph.decoder.architecture, graph.shipped)
+    reference = Reference(graph.decoder, graph.shipped)
     ids = torch.arange(3, 67)[None]
     (found,) = cache_ranges(reference, ids, lambda done, total, detail: None)
     cache, hidden = DynamicCache(), reference.embed(ids)

@@ -72,7 +72,7 @@ def test_folds_reach_norms_biases_and_separate_projections(
         )
         assert not np.allclose(before, after)
     ids = torch.arange(3, 43)[None]
-    reference = Reference(graph.decoder.architecture, graph.shipped)
+    reference = Reference(graph.decoder, graph.shipped)
     expected = reference.logits(reference.hidden_states(ids))
     assert torch.allclose(run_graph(graph.model, tmp_path, ids), expected, atol=2e-4)
 
@@ -86,7 +86,7 @@ def test_a_tied_head_shares_its_calibrated_codes(
     graph = build(*words, until="quantize", tie_word_embeddings=True)
     assert isinstance(graph.model, ir.Model)
     ids = torch.arange(3, 43)[None]
-    reference = Reference(graph.decoder.architecture, graph.shipped)
+    reference = Reference(graph.decoder, graph.shipped)
     expected = reference.logits(reference.hidden_states(ids))
     assert torch.allclose(run_graph(graph.model, tmp_path, ids), expected, atol=2e-4)
     shipped = graph.shipped
@@ -100,7 +100,7 @@ def test_a_tied_head_in_padded_blocks_has_codes_of_its_own(
     words += ["quant.pad_last_block=true", "quant.embedding.block_size=32"]
     graph = build(*words, until="quantize", tie_word_embeddings=True)
     ids = torch.arange(3, 43)[None]
-    reference = Reference(graph.decoder.architecture, graph.shipped)
+    reference = Reference(graph.decoder, graph.shipped)
     expected = reference.logits(reference.hidden_states(ids))
     assert torch.allclose(run_graph(graph.model, tmp_path, ids), expected, atol=2e-4)
     shipped = graph.shipped

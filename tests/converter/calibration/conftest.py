@@ -19,4 +19,4 @@ def decoder(build: Callable[..., Any], synthetic_biases: None) -> Decoder:
 
 @pytest.fixture
 def reference(decoder: Decoder) -> Reference:
-    return Reference(decoder.architecture, decoder.weights)
+    return Reference(decoder)

@@ -24,7 +24,7 @@ def nothing(done: int, total: int, detail: str) -> None:
 
 def test_gradients_are_those_of_the_whole_model(decoder: Decoder, tmp_path: Path) -> None:
     """The layer-by-layer backward pass against autograd through transformers' whole model."""
-    reference = Reference(decoder.architecture, decoder.weights)
+    reference = Reference(decoder)
     ids = torch.arange(3, 35).view(2, 16)
     write_fisher(tmp_path, reference, ids, 7, nothing)
     fisher = read_fisher(tmp_path)
@@ -88,7 +88,7 @@ def test_nan_is_found_before_it_spreads(decoder: Decoder, tmp_path: Path, name: 
     broken = decoder.weights[name].read().clone()
     broken.view(-1)[3] = float("nan")
     weights = {**decoder.weights, name: TensorWeight(broken, f"the tensor {name}")}
-    reference = Reference(decoder.architecture, weights)
+    reference = Reference(decoder, weights)
     with pytest.raises(ConvertError, match=f"the tensor {name} has NaN"):
         write_fisher(tmp_path, reference, IDS, 0, nothing)
 

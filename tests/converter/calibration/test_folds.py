@@ -36,7 +36,7 @@ def test_folds_leave_the_logits_equal(decoder: Decoder) -> None:
     arch, ids, weights = decoder.architecture, torch.arange(3, 43)[None], dict(decoder.weights)
     for name in (*(f"layers.{layer}" for layer in range(arch.num_hidden_layers)), "lm_head"):
         weights = apply_folds(weights, name, random_scales(decoder, name), arch)
-    folded = Reference(arch, weights)
+    folded = Reference(decoder, weights)
     found = folded.logits(folded.hidden_states(ids))
     expected = llama_of(decoder.checkpoint)(ids).logits
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()

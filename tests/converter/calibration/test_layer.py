@@ -41,7 +41,7 @@ def test_a_matrix_that_was_put_in_is_the_one_that_runs(
     for part in (part for parts in STAGES.values() for part in parts):
         name = f"layers.1.{part}"
         doubled = TensorWeight(decoder.weights[name].read() * 2)
-        other = Reference(decoder.architecture, {**decoder.weights, name: doubled})
+        other = Reference(decoder, {**decoder.weights, name: doubled})
         with other.layer(1) as module:
             expected = other.run_layer(module, hidden)
         with reference.layer(1) as module, torch.no_grad():
@@ -59,7 +59,7 @@ def test_norms_and_biases_of_folded_weights_are_taken(
     folded = dict(decoder.weights)
     for part in ("attn_norm", "ffn_norm", "q_proj_bias", "o_proj_bias"):
         folded[f"layers.0.{part}"] = TensorWeight(decoder.weights[f"layers.0.{part}"].read() * 3)
-    other, hidden = Reference(decoder.architecture, folded), hidden_of(decoder)
+    other, hidden = Reference(decoder, folded), hidden_of(decoder)
     with other.layer(0) as module:
         expected = other.run_layer(module, hidden)
     with reference.layer(0) as module, torch.no_grad():
@@ -95,9 +95,9 @@ def test_a_weight_that_is_not_finite_is_named(decoder: Decoder, part: str, bad: 
     broken = decoder.weights[name].read().clone()
     broken.view(-1)[-1] = bad
     weights = {**decoder.weights, name: TensorWeight(broken, f"the tensor {part}")}
-    other = Reference(decoder.architecture, weights)
+    other = Reference(decoder, weights)
     with other.layer(0) as module, pytest.raises(ConvertError, match=f"the tensor {part} has NaN"):
-        check_weights(module, weights, 0)
+        check_weights(module, other, 0)
 
 
 def test_activations_that_are_not_finite_name_their_place() -> None:

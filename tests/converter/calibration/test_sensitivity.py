@@ -97,7 +97,7 @@ def test_a_formats_loss_is_the_divergence_of_rounding_that_matrix_alone(tmp_path
     decoder = check(recipe, make_passes(["load", "layout"]), None)
     assert decoder is not None
     tokens = calibration_tokens(decoder, recipe.calibration)
-    reference = Reference(decoder.architecture, decoder.weights)
+    reference = Reference(decoder)
     write_fisher(tmp_path, reference, tokens.ids, 0, lambda *_: None)
     scheme, fisher, cache = (
         Scheme(recipe.quant, torch.float32),
@@ -113,7 +113,7 @@ def test_a_formats_loss_is_the_divergence_of_rounding_that_matrix_alone(tmp_path
     ):
         weight = decoder.weights[matrix.name].read().float()
         rounded = TensorWeight(restored(scheme.plain(weight, form), form, matrix.columns))
-        other = Reference(decoder.architecture, {**decoder.weights, matrix.name: rounded})
+        other = Reference(decoder, {**decoder.weights, matrix.name: rounded})
         logs = log_softmax(other, tokens.ids)
         divergence = (expected.exp() * (expected - logs)).sum(-1).mean()
         loss = losses[matrix.name][candidate_formats(matrix, recipe.quant).index(form)]

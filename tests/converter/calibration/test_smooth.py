@@ -36,7 +36,7 @@ def uneven(decoder: Decoder) -> Decoder:
 
 def states_of(decoder: Decoder) -> dict[str, torch.Tensor]:
     """The inputs of each stage of layer 0, float32 (tokens, columns)."""
-    reference = Reference(decoder.architecture, decoder.weights)
+    reference = Reference(decoder)
     generator = torch.Generator().manual_seed(5)
     hidden = torch.randn(1, 200, decoder.architecture.hidden_size, generator=generator)
     with reference.layer(0) as module, torch.no_grad():

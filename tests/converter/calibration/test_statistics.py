@@ -45,7 +45,7 @@ def codes(result: Any, name: str, rows: int) -> torch.Tensor:
 
 def test_they_are_what_transformers_linears_read(decoder: Decoder, tmp_path: Path) -> None:
     ids = torch.arange(3, 99).reshape(3, 32)
-    reference = Reference(decoder.architecture, decoder.weights)
+    reference = Reference(decoder)
     weights = torch.rand(3, 32) + 0.5
     statistics = FloatStatistics(
         reference,

@@ -37,7 +37,7 @@ def test_full_logits_are_every_tokens(
 ) -> None:
     graph = build(*words, "graph.last_token_logits=true")
     found = logits(graph, tmp_path)
-    reference = Reference(graph.decoder.architecture, graph.shipped)
+    reference = Reference(graph.decoder, graph.shipped)
     expected = reference.logits(reference.hidden_states(IDS)[0])[None]
     assert found.shape == expected.shape == (1, IDS.shape[1], 160)
     assert relative_error(found, expected) < HALF["bf16" if words[1:] else "fp32"]
@@ -77,7 +77,7 @@ def test_a_cut_graph_gives_the_residual_stream(
     cut_model(tmp_path / MODEL_FILE, tmp_path / "cut.onnx", layers)
     session = onnxruntime.InferenceSession(tmp_path / "cut.onnx")
     (found,) = session.run(None, feeds(session, IDS.numpy()))
-    expected = Reference(graph.decoder.architecture, graph.shipped).hidden_states(IDS, layers)
+    expected = Reference(graph.decoder, graph.shipped).hidden_states(IDS, layers)
     limit = HALF["fp32" if target == "cpu" else "fp16"]
     assert relative_error(torch.from_numpy(found.astype(np.float32)), expected) < limit
     assert f"past_key_values.{layers}.key" not in {item.name for item in session.get_inputs()}

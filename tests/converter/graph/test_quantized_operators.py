@@ -89,7 +89,7 @@ def test_quantized_graph_computes_with_its_dequantized_weights(
         until="quantize",
     )
     ids = torch.arange(3, 33)[None]
-    reference = Reference(graph.decoder.architecture, graph.shipped)
+    reference = Reference(graph.decoder, graph.shipped)
     expected = reference.logits(reference.hidden_states(ids))
     found = run_graph(graph.model, tmp_path, ids)
     assert torch.allclose(found, expected, atol=2e-4)
@@ -115,7 +115,7 @@ def test_padding_makes_it_possible(build: Callable[..., Any], tmp_path: Path) ->
     words = ["quant=rtn", "quant.block_size=64", "quant.pad_last_block=true"]
     graph = build(*words, "quant.accuracy_level=1", until="quantize")
     ids = torch.arange(3, 33)[None]
-    reference = Reference(graph.decoder.architecture, graph.shipped)
+    reference = Reference(graph.decoder, graph.shipped)
     expected = reference.logits(reference.hidden_states(ids))
     assert torch.allclose(run_graph(graph.model, tmp_path, ids), expected, atol=2e-4)
 
@@ -134,7 +134,7 @@ def test_fp16_scales_are_widened_by_the_runtime_when_it_loads(
     assert len(scales) > 10 and {value.dtype.name for value in scales} == {"FLOAT16"}
 
     ids = torch.arange(7)[None]
-    reference = Reference(graph.decoder.architecture, graph.shipped)
+    reference = Reference(graph.decoder, graph.shipped)
     expected = reference.logits(reference.hidden_states(ids))
     assert torch.allclose(run_graph(graph.model, tmp_path, ids), expected, atol=2e-4)
 
@@ -158,7 +158,7 @@ def test_an_int4_graph_computes_with_its_dequantized_weights(
     build: Callable[..., Any], make_recipe: Callable[..., Any], tmp_path: Path, words: list[str]
 ) -> None:
     graph = build(*words, until="quantize")
-    reference = Reference(graph.decoder.architecture, graph.shipped)
+    reference = Reference(graph.decoder, graph.shipped)
     expected = reference.logits(reference.hidden_states(IDS)[0])
     limit = HALF[make_recipe(*words).target.float_type]
     assert relative_error(logits(graph, tmp_path)[0], expected) < limit
@@ -175,7 +175,7 @@ def test_tied_embeddings_are_stored_once(
                       tie_word_embeddings=tied)  # fmt: skip
         write_model(graph.model, tmp_path)
         size[tied] = (tmp_path / DATA_FILE).stat().st_size
-    reference = Reference(graph.decoder.architecture, graph.shipped)
+    reference = Reference(graph.decoder, graph.shipped)
     expected = reference.logits(reference.hidden_states(IDS)[0])
     assert relative_error(logits(graph, tmp_path)[0], expected) < 1e-5
     table = 160 * 64 * (4 if not words[:-1] else 1 / 2 + 4 / 32)

@@ -24,7 +24,7 @@ def decoder(build: Callable[..., Any]) -> Decoder:
 
 
 def measured(decoder: Decoder, ids: torch.Tensor = IDS) -> list[CacheRanges]:
-    reference = Reference(decoder.architecture, decoder.weights)
+    reference = Reference(decoder)
     return cache_ranges(reference, ids, lambda done, total, detail: None)
 
 
@@ -57,6 +57,6 @@ def test_more_tokens_only_widen_the_ranges(decoder: Decoder) -> None:
 
 def test_each_layer_is_told(decoder: Decoder) -> None:
     seen: list[tuple[int, int, str]] = []
-    reference = Reference(decoder.architecture, decoder.weights)
+    reference = Reference(decoder)
     cache_ranges(reference, IDS, lambda *told: seen.append(told))
     assert seen == [(0, 2, "layer 1"), (1, 2, "layer 2")]

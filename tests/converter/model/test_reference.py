@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracle import llama_of
 
-from converter.model import reference as reference_module
+from converter.model import transformers_model
 from converter.model.decoder import Decoder
 from converter.model.reference import Reference, llama_config
 from converter.model.rope import Rope
@@ -41,7 +41,7 @@ def test_logits_are_those_of_the_whole_model(
     if config.get("bias"):
         request.getfixturevalue("synthetic_biases")
     decoder = decoder_of(build, **config)
-    found = Reference(decoder.architecture, decoder.weights)
+    found = Reference(decoder)
     logits = found.logits(found.hidden_states(IDS))
     with torch.no_grad():
         expected = llama_of(decoder.checkpoint)(IDS).logits
@@ -50,7 +50,7 @@ def test_logits_are_those_of_the_whole_model(
 
 def test_hidden_states_after_some_layers(build: Callable[..., Any]) -> None:
     decoder = decoder_of(build, num_hidden_layers=3)
-    found = Reference(decoder.architecture, decoder.weights)
+    found = Reference(decoder)
     with torch.no_grad():
         states = llama_of(decoder.checkpoint)(IDS, output_hidden_states=True).hidden_states
     for layers in range(3):
@@ -61,7 +61,7 @@ def test_hidden_states_after_some_layers(build: Callable[..., Any]) -> None:
 
 def test_embedding_reads_the_rows_in_use(build: Callable[..., Any]) -> None:
     decoder = decoder_of(build)
-    found = Reference(decoder.architecture, decoder.weights).embed(IDS)
+    found = Reference(decoder).embed(IDS)
     assert torch.equal(found, decoder.weights["embed_tokens"].read()[IDS])
 
 
@@ -69,23 +69,23 @@ def test_rows_of_the_head_may_be_taken_in_parts(
     build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = decoder_of(build)
-    found = Reference(decoder.architecture, decoder.weights)
+    found = Reference(decoder)
     hidden = found.hidden_states(IDS)
     whole = found.logits(hidden)
-    monkeypatch.setattr(reference_module, "HEAD_ROWS", 7)
+    monkeypatch.setattr(transformers_model, "HEAD_ROWS", 7)
     assert torch.allclose(found.logits(hidden), whole, atol=1e-6)
 
 
 def test_a_layer_has_no_weights_outside_of_its_context(build: Callable[..., Any]) -> None:
     decoder = decoder_of(build)
-    with Reference(decoder.architecture, decoder.weights).layer(1) as module:
+    with Reference(decoder).layer(1) as module:
         assert not any(parameter.is_meta for parameter in module.parameters())
     assert all(parameter.is_meta for parameter in module.parameters())
 
 
 def test_half_precision_is_near(build: Callable[..., Any]) -> None:
     decoder = decoder_of(build)
-    half = Reference(decoder.architecture, decoder.weights, torch.bfloat16)
+    half = Reference(decoder, dtype=torch.bfloat16)
     logits = half.logits(half.hidden_states(IDS))
     assert logits.dtype == torch.float32
     with torch.no_grad():
