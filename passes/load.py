@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
-
 from converter.engine.contract import Done, Pass, Run
 from converter.errors import ConvertError, Problem
 from converter.model.checkpoint import Checkpoint
 from converter.progress import format_bytes
 from converter.recipe.schema import Recipe
+from converter.sources.config import demo_folder
 from converter.sources.hub import open_hub, preview_hub
 from converter.sources.local import open_local
 from converter.sources.synthetic import open_synthetic
@@ -55,12 +52,6 @@ class Load(Pass[None, Checkpoint]):
 
 def _on_hub(recipe: Recipe) -> bool:
     return recipe.source.kind == "checkpoint" and recipe.source.path is None
-
-
-def demo_folder() -> Path:
-    """Folder of the built-in demo model."""
-    folder: Any = files("converter") / "data" / "demo"
-    return Path(str(folder))
 
 
 def _no_path(recipe: Recipe) -> Problem:

@@ -10,8 +10,8 @@ import torch
 from oracle import llama_of
 
 from converter.cli.main import main
+from converter.sources.config import demo_folder
 from converter.sources.local import open_local
-from passes.load import demo_folder
 
 pytestmark = pytest.mark.slow
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from converter.errors import ConvertError, Problem, first_line, raise_if
+from converter.recipe.architectures import AUTO, architecture_of, unknown_architecture
 from converter.recipe.schema import Recipe
 from converter.recipe.tree import (
     EXPORT,
@@ -30,7 +31,7 @@ from converter.recipe.tree import (
     merge,
     unknown_choice,
 )
-from converter.recipe.trust import RENAMED
+from converter.recipe.trust import ARCHITECTURE, RENAMED
 from converter.recipe.validation import (
     default_values,
     is_known_path,
@@ -41,7 +42,10 @@ from converter.recipe.validation import (
     schema_paths,
 )
 from converter.recipe.validation import unknown_key_problem as unknown_key
+from converter.sources.config import source_config
 
+SOURCE_WORDS = ("source.path", "source.repo")
+"""Words that make a recipe on their own: whatever checkpoint lies there."""
 COMPOSED = "composed"
 """Name under which Hydra finds the files' values."""
 
@@ -56,7 +60,8 @@ class Prepared:
 
     def piece(self, words: Sequence[str]) -> Piece:
         """The values that the files chosen by `words` give, layer by layer."""
-        return self.tree.recipe(_picked(map(parse_word, words)))
+        items = [parse_word(word) for word in words]
+        return self.tree.recipe(_with_architecture(items, self.tree))
 
 
 def compose_recipe(words: Sequence[str]) -> Recipe:
@@ -83,12 +88,35 @@ def compose_values(words: Sequence[str]) -> dict[str, Any]:
 def compose_prepared(words: Sequence[str], prepared: Prepared) -> dict[str, Any]:
     """Compose `words`, one combination of those that were prepared."""
     items = [parse_word(word) for word in words]
-    picked = _picked(items)
-    below = merge(default_values(), prepared.tree.recipe(picked).merged())
-    values = _compose(below, [f"++{item.input_line}" for item in items if not _chooses(item)])
+    picked = _with_architecture(items, prepared.tree)
+    values = _values(picked, items, prepared.tree)
     if values.get("name") == default_values()["name"]:
         values["name"] = prepared.tree.recipe_name(picked)
     return values
+
+
+def _values(picked: Mapping[str, str], items: Iterable[Any], tree: Tree) -> dict[str, Any]:
+    """What the picked files and the words that set values compose to."""
+    below = merge(default_values(), tree.recipe(picked).merged())
+    return _compose(below, [f"++{item.input_line}" for item in items if not _chooses(item)])
+
+
+def _with_architecture(items: Sequence[Any], tree: Tree) -> dict[str, str]:
+    """What the words pick, with the architecture that the source's config.json names.
+
+    Raises:
+        ConvertError: no description is for it, or two are.
+    """
+    picked = _picked(items)
+    if tree.recipe(picked).choices[ARCHITECTURE] != AUTO:
+        return picked
+    found = source_config(_values(picked, items, tree))
+    if found is None:
+        return picked
+    name = architecture_of(found.config)
+    if name is None:
+        raise ConvertError(unknown_architecture(found.config, found.place))
+    return picked | {ARCHITECTURE: name}
 
 
 def prepare(words: Sequence[str], sweep: bool = False) -> Prepared:
@@ -98,6 +126,7 @@ def prepare(words: Sequence[str], sweep: bool = False) -> Prepared:
         ConvertError: lists every word that cannot be used, with the nearest one that can, what is
             wrong in the files that they name, and, but for a sweep, in what the others compose to.
     """
+    words = _with_recipe(words)
     tree, read = _with_local(words)
     items = [parse_word(word, sweep) if isinstance(word, str) else word for word in read]
     refused = [[*_override_problems(item, tree, sweep)] for item in items]
@@ -109,6 +138,13 @@ def prepare(words: Sequence[str], sweep: bool = False) -> Prepared:
         further = [] if sweep else _further_problems(sound, lost, tree)
         raise_if([*problems, *(item for item in further if not _is_listed(item, problems))])
     return _prepared(sound, tree)
+
+
+def _with_recipe(words: Sequence[str]) -> list[str]:
+    """The words, with recipe=auto in front where they name a source and no recipe."""
+    given = {_key(word) for word in words}
+    named = given & {RECIPE, MODEL} or any("=" not in word for word in words)
+    return list(words) if named or not given & {*SOURCE_WORDS} else [f"{RECIPE}={AUTO}", *words]
 
 
 def _prepared(overrides: Sequence[Any], tree: Tree) -> Prepared:
@@ -288,7 +324,7 @@ def _recipe_problems(words: Sequence[str]) -> Iterator[Problem]:
     given = {_key(word): word for word in words}
     if RECIPE in given or {MODEL, EXPORT} <= given.keys() or any("=" not in w for w in words):
         return
-    remedy = "add recipe=NAME, such as recipe=demo"
+    remedy = "add recipe=NAME, such as recipe=demo, or source.path=FOLDER"
     if EXPORT in given:
         remedy = f"add {MODEL}=NAME, such as {MODEL}=internlm2_7b; `convert list` has them all"
     elif MODEL in given:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 from converter.errors import Problem
 from converter.model.config_file import CONFIG_FILE
 from converter.model.json_schema import shown
+from converter.recipe.architectures import architecture_of
 from converter.recipe.schema import LayoutConfig
-from converter.recipe.tree import built_in_files, built_in_values
 from converter.recipe.trust import ARCHITECTURE
 
 
@@ -45,27 +44,3 @@ def _other_layout(kind: Any) -> str:
     if name is not None:
         return f"add {ARCHITECTURE}={name}, or choose a recipe for that model"
     return f"choose a recipe for that model, or {ARCHITECTURE}=… with its description"
-
-
-@lru_cache(maxsize=1)
-def _described() -> tuple[tuple[str, frozenset[str], frozenset[str]], ...]:
-    """Name, classes and model types of each built-in architecture."""
-    found = []
-    for name in built_in_files(ARCHITECTURE):
-        layout = built_in_values(f"{ARCHITECTURE}/{name}.yaml").get("layout", {})
-        sets = (frozenset(layout.get(key, ())) for key in ("architectures", "model_types"))
-        found.append((name, *sets))
-    return tuple(found)  # type: ignore[arg-type]
-
-
-def architecture_of(config: Mapping[str, Any]) -> str | None:
-    """The built-in architecture of a config.json: by its class, or else its model_type."""
-    classes = config.get("architectures")
-    first = str(classes[0]) if isinstance(classes, list) and classes else None
-    kind = str(config.get("model_type"))
-    for name, known, types in _described():
-        if first in known and kind in types:
-            return name
-    by_type = [name for name, _, types in _described() if kind in types]
-    by_class = [name for name, known, _ in _described() if first in known]
-    return next(iter(by_type + by_class), None)

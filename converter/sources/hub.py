@@ -123,6 +123,16 @@ def preview_hub(repo: str, revision: str | None, description: Description) -> Ch
     return Checkpoint(config, tensors, found.origin, found.folder, notes=(note,))
 
 
+def fetch_config(repo: str, revision: str | None) -> Path:
+    """config.json of a repository, fetched.
+
+    Raises:
+        ConvertError: as `open_hub`.
+    """
+    found = find_repository(repo, revision)
+    return Path(_download(found.repo, "config.json", found.commit))
+
+
 def find_repository(repo: str, revision: str | None) -> HubRepository:
     """Resolve a revision to its commit, and list the files there.
 

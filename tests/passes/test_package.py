@@ -17,11 +17,11 @@ from converter.engine.execution import find_problems, run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.recipe.schema import Recipe
+from converter.sources.config import demo_folder
 from converter.storage.hashing import hash_file
 from converter.tokenizer import TokenizerFiles
 from converter.tokenizer.comparison import Comparison
 from converter.weights.weight import ComputedWeight
-from passes.load import demo_folder
 
 
 def convert(recipe: Recipe, output: Path) -> Path:

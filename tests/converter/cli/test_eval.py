@@ -17,7 +17,7 @@ from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.evaluation import reference_logits
 from converter.evaluation.statistics import UNFAMILIAR
-from passes.load import demo_folder
+from converter.sources.config import demo_folder
 
 SHORT = ("evaluate.n_ctx=128", "evaluate.max_chunks=4", "verify=none")
 
