@@ -13,6 +13,7 @@ from converter.graph.graph import Graph
 from converter.graph.names import is_of_layer, plain_initializer
 from converter.graph.tensors import model_weights
 from converter.model.decoder import Decoder
+from converter.model.reference import reference_problems
 from converter.model.tensor_kinds import EMBEDDING
 from converter.output.package import Package
 from converter.recipe.schema import Recipe
@@ -41,6 +42,8 @@ class Verify(Pass[Package, Package]):
                 "a largest relative error for the recipe's precision",
                 f"set verify.max_error.{precision(recipe)}=0.01, or add verify=none",
             )
+        if decoder is not None:
+            yield from reference_problems(decoder)
         length = context_length(decoder.architecture, recipe) if decoder is not None else None
         if length is not None and length <= recipe.verify.new_tokens:
             yield Problem(

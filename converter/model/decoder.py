@@ -21,6 +21,7 @@ from converter.model.row_order import compile_row_order
 from converter.model.tensor_kinds import (
     BIAS,
     EMBEDDING,
+    FINAL_NORM,
     HEAD,
     LAYER_TENSORS,
     MODEL_TENSORS,
@@ -72,11 +73,13 @@ def build_decoder(checkpoint: Checkpoint, layout: LayoutConfig, arch: Architectu
     Raises:
         ConvertError: what does not fit; see `converter.model.misfit`.
     """
-    raise_if(_name_problems(layout))
+    raise_if([*_name_problems(layout), *_block_problems(layout, arch)])
     arch = _untied(checkpoint.tensors, layout, arch)
     named = published_names(layout, arch)
     ignored = tuple(name for name in checkpoint.tensors if _is_ignored(name, layout, arch))
+    raise_if(_ignored_problems(named, ignored, arch))
     raise_if(_tensor_problems(checkpoint, named, layout, arch))
+    raise_if(_norm_problems(named, checkpoint.tensors, arch))
     found = {
         canonical: checkpoint.tensors[name]
         for canonical, name in named.items()
@@ -100,6 +103,88 @@ def _name_problems(layout: LayoutConfig) -> Iterator[Problem]:
                     f"write layout.{section}.{near[0]}=…",
                     key=(f"layout.{section}.{name}",),
                 )
+
+
+NEEDED = (
+    ((EMBEDDING,), (FINAL_NORM,), (HEAD,)),
+    (
+        ("q_proj", "qkv_proj"),
+        ("k_proj", "qkv_proj"),
+        ("v_proj", "qkv_proj"),
+        ("o_proj",),
+        ("up_proj", "gate_up_proj"),
+        ("down_proj",),
+    ),
+)
+"""Tensors outside and inside of the layers that every decoder has, under one of their names."""
+
+
+def _block_problems(layout: LayoutConfig, arch: Architecture) -> Iterator[Problem]:
+    """Blocks of the graph whose tensors the description does not name, and the other way round."""
+    for section, needed in zip(("tensors", "layer_tensors"), NEEDED, strict=True):
+        named = {name for name, value in getattr(layout, section).items() if value is not None}
+        for names in needed:
+            if not named & {*names}:
+                yield _unnamed(section, names[0], "every decoder has it")
+    inside = {name for name, value in layout.layer_tensors.items() if value is not None}
+    blocks = {
+        "q_norm": (arch.attention.qk_norm != "none", "graph.attention.qk_norm"),
+        "k_norm": (arch.attention.qk_norm != "none", "graph.attention.qk_norm"),
+        "sinks": (arch.attention.sinks, "graph.attention.sinks"),
+    }
+    for name, (wanted, key) in blocks.items():
+        if wanted and name not in inside:
+            yield _unnamed("layer_tensors", name, f"{key} asks for it")
+        elif name in inside and not wanted:
+            yield Problem(
+                f"layout.layer_tensors names {name}, and {key} makes no use of it.",
+                "a description whose tensors all have a place in the graph",
+                f"set {key}, or set layout.layer_tensors.{name}=null",
+                key=(f"layout.layer_tensors.{name}", key),
+            )
+
+
+def _unnamed(section: str, name: str, why: str) -> Problem:
+    return Problem(
+        f"layout.{section} does not name {name}: {why}.",
+        "the name that the checkpoint has for it",
+        f"set layout.{section}.{name}=…",
+        key=(f"layout.{section}.{name}",),
+    )
+
+
+def _ignored_problems(
+    named: Mapping[str, str], ignored: Iterable[str], arch: Architecture
+) -> Iterator[Problem]:
+    """Tensors that a description names and ignores; a tied head is meant to be."""
+    places = {name: canonical for canonical, name in named.items()}
+    for name in ignored:
+        canonical = places.get(name)
+        if canonical is not None and not (canonical == HEAD and arch.tie_word_embeddings):
+            yield Problem(
+                f"layout.ignored leaves out {name}, which is the decoder's {canonical}.",
+                "patterns of buffers only",
+                "set layout.ignored to patterns that fit no tensor with a place",
+                key=("layout.ignored",),
+            )
+            return
+
+
+def _norm_problems(
+    named: Mapping[str, str], tensors: Mapping[str, Weight], arch: Architecture
+) -> Iterator[Problem]:
+    """A bias of a norm that has none by its definition."""
+    for canonical, name in named.items():
+        kind = leaf(canonical)
+        biased = is_bias(kind) and kind.removesuffix(BIAS) in NORMS and name in tensors
+        if biased and arch.norm.type == "rms":
+            yield Problem(
+                f"The checkpoint has {name}, and graph.norm.type is rms.",
+                "LayerNorm, or a norm without a bias",
+                "choose the architecture of this model, or set graph.norm.type=layer",
+                key=("graph.norm.type",),
+            )
+            return
 
 
 def _untied(

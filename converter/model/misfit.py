@@ -274,7 +274,7 @@ def _left_problems(
 
 
 def _kinds(names: Sequence[str]) -> list[list[str]]:
-    """Names that differ in the numbers between dots only, together; the first of each kind decides the order."""
+    """Names that differ in the numbers between dots only, together, in the order of the first."""
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "N", name), []).append(name)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.nn.functional import rms_norm
 
+from converter.errors import ConvertError, Problem
 from converter.model.architecture import Architecture
 from converter.model.config_view import transformers_config
 from converter.model.decoder import Decoder, published_weights
@@ -98,6 +99,15 @@ class Reference:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 logits (…, vocab_size) of hidden states, the last norm included."""
         return self._model.logits(hidden)
+
+
+def reference_problems(decoder: Decoder) -> tuple[Problem, ...]:
+    """What keeps transformers' class from being run on a decoder's tensors; reads the last norm."""
+    try:
+        Reference(decoder)
+    except ConvertError as error:
+        return error.problems
+    return ()
 
 
 def _fix_base(config: Any, arch: Architecture, cache_length: int | None) -> None:

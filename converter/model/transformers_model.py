@@ -75,6 +75,7 @@ class TransformersModel:
         self._embedding.register_forward_pre_hook(self._give_rows)
         for number, layer in enumerate(self._layers):
             layer.forward = self._stub(number)
+        self._check_names()
         self._give_rest()
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
@@ -164,6 +165,18 @@ class TransformersModel:
         rows = self._table.embedding.permute_rows(ids).read().to(self.dtype)
         module.weight = torch.nn.Parameter(rows, requires_grad=False)
         return (places, *args[1:])
+
+    def _check_names(self) -> None:
+        """Raise what the layers of the class need and `weights` lacks."""
+        missing = [
+            name
+            for number, layer in enumerate(self._layers)
+            for key, _ in layer.named_parameters()
+            if not key.endswith("bias")
+            and (name := f"{self._prefix}.{number}.{key}") not in self._weights
+        ]
+        if missing:
+            raise ConvertError(_missing(missing))
 
     def _state(self, module: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
         """The parameters of a module, read; a bias that the checkpoint lacks is zero."""
