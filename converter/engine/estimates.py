@@ -222,3 +222,11 @@ def _statistics_disk(decoder: Decoder, shapes: _Shapes) -> int:
     arch = decoder.architecture
     columns = [*shapes.columns * arch.num_hidden_layers, arch.hidden_size]
     return sum(count * (count + shapes.held) for count in columns) * FLOAT
+
+
+def smallest_size(recipe: Recipe, decoder: Decoder) -> int:
+    """A lower bound of the result's bytes, from shapes alone."""
+    bits = {"fp32": 32, "fp16": 16, "bf16": 16}[recipe.target.float_type]
+    if recipe.quant.round != "none":
+        bits = recipe.quant.bits
+    return sum(weight.numel for weight in decoder.weights.values()) * bits // 8

@@ -33,8 +33,6 @@ class ModelConfig:
     """Repository on the hub, such as internlm/internlm2-7b."""
     source: str | None = None
     """Choice of the slot `source` that its composed recipes take; null means `checkpoint`."""
-    architecture: str | None = None
-    """Choice of the slot `architecture` that its composed recipes take; null means the default."""
     chat: bool = False
     """Whether it is made for chats, and its source should have a chat template."""
     config: dict[str, Any] = field(default_factory=dict)

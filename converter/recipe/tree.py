@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from converter.errors import ConvertError, Problem, raise_if
 from converter.recipe.trust import (
     ACROSS,
-    ARCHITECTURE,
     NAME,
     RENAMED,
     name_problems,
@@ -350,10 +349,9 @@ class Tree:
         return f"{folder}/{name}.yaml" in self._tree(home)
 
     def _of_model(self, model: str) -> Piece:
-        """The choice of a model, and of the source and architecture that it says go with it."""
-        said = self.piece(MODEL, model).merged()
-        goes_with = {slot: str(said[slot]) for slot in (SOURCE, ARCHITECTURE) if said.get(slot)}
-        return Piece(choices={MODEL: model} | goes_with)
+        """The choice of a model, and of the source that goes with it if the model says which."""
+        source = self.piece(MODEL, model).merged().get(SOURCE)
+        return Piece(choices={MODEL: model} | ({SOURCE: str(source)} if source else {}))
 
     def survey(self, folder: str, choice: str) -> Survey:
         """Everything that `choice`, which is not built in, builds on; it raises nothing."""

@@ -12,10 +12,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from torch.nn import functional
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 from converter.cli.compose import compose_recipe
 from converter.engine.execution import check, run_recipe
@@ -78,6 +77,9 @@ def llama(decoder: Any) -> Any:
         layer, _, leaf = name.rpartition(".")
         part = "" if leaf.endswith("norm") else "self_attn."
         part = "mlp." if leaf.startswith(("gate", "up", "down")) else part
+        leaf = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}.get(
+            leaf, leaf
+        )
         full = f"model.{layer}.{part}{leaf}" if layer else place[name]
         state[f"{full}.weight"] = weight.read().float()
     model.load_state_dict(state)
@@ -265,16 +267,17 @@ def test_problems_are_found_before_any_weight_is_read(
     assert "tokens" in problems_of(text=str(tmp_path / "short.txt"))
     chats = tmp_path / "chats.jsonl"
     chats.write_text('{"messages": [{"role": "assistant", "content": "Once"}]}\n' * 2)
-    monkeypatch.setattr(PreTrainedTokenizerFast, "apply_chat_template", refuse)
-    assert "chats.jsonl, line 2: the chat template refuses it: take turns" in problems_of(
-        text=str(chats)
+    monkeypatch.setattr("converter.tokenizer.runtime_tokenizer.RuntimeTokenizer.render", refuse)
+    assert (
+        "chats.jsonl, line 1 and 1 more: the chat template refuses it: take turns"
+        in problems_of(text=str(chats))
     )
     monkeypatch.setattr("converter.runtime.session.find_spec", lambda name: None)
     assert "onnxruntime is not installed" in problems_of()
 
 
 def refuse(*arguments: Any, **options: Any) -> str:
-    raise TemplateError("take turns")
+    raise RuntimeError("take turns")
 
 
 @pytest.mark.slow
