@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _PLAIN = frozenset(
-    {"Add", "Cast", "Div", "Gather", "MatMul", "Mul", "ReduceMean", "Sigmoid", "Split", "Sqrt"}
+    {"Add", "Cast", "Div", "Erf", "Gather", "LayerNormalization", "MatMul", "Mul", "ReduceMean"}
+    | {"Relu", "Reshape", "Sigmoid", "Split", "Sqrt", "Tanh"}
 )
 _FUSED = frozenset(
     {
@@ -27,6 +28,7 @@ _FUSED = frozenset(
         "MatMulNBits",
         "RotaryEmbedding",
         "SimplifiedLayerNormalization",
+        "SkipLayerNormalization",
         "SkipSimplifiedLayerNormalization",
     }
 )

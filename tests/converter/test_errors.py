@@ -21,9 +21,9 @@ LARGE_NAMES = ("Linux", "Olive", "Git")
 """Names that are written with one capital, with which a phrase may begin."""
 IMPERATIVES = """
 accept add allow break calibrate change check choose connect convert copy correct delete
-describe evaluate fetch free give implement install leave let loosen lower mend move put raise reduce
-remove rename replace report restore run save send set split start state sweep take uninstall use
-wait write
+describe evaluate fetch free give implement install leave let loosen lower mend move put raise
+reduce remove rename replace report restore run save send set split start state sweep take
+uninstall use wait write
 """
 PROGRAMS = ("convert", "pip", "mkdir", "mv", "eval", "export")
 
