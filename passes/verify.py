@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from converter.engine.contract import Done, Pass, Run
 from converter.engine.estimates import RUNTIME_BYTES, reference_memory, session_memory
-from converter.errors import ConvertError, Problem
-from converter.evaluation.verification import compare_first_layers, compare_generation, precision
+from converter.errors import Problem, raise_if
+from converter.evaluation.verification import (
+    INT8_ACTIVATIONS,
+    ActivationCost,
+    Comparison,
+    compare_first_layers,
+    compare_generation,
+    compare_past_window,
+    precision,
+)
 from converter.graph.form import context_length
 from converter.graph.graph import Graph
 from converter.graph.names import is_of_layer, plain_initializer
@@ -28,7 +38,9 @@ class Verify(Pass[Package, Package]):
     slot = "verify"
     guarantees = (
         "onnxruntime-genai loads the folder and generates",
-        "logits are within verify.max_error of the reference on the same weights",
+        "with float activations, logits are within verify.max_error of transformers' own class on "
+        "the same weights, prefilled and cached, and past a sliding window",
+        "what int8 activations cost is reported",
     )
 
     def enabled(self, recipe: Recipe) -> bool:
@@ -66,23 +78,45 @@ class Verify(Pass[Package, Package]):
         return session_memory(cut) + reference_memory(graph.decoder)
 
     def run(self, artifact: Package, run: Run) -> Done[Package]:
-        verify = run.recipe.verify
+        verify, recipe, cost = run.recipe.verify, run.recipe, None
         layers = artifact.graph.decoder.architecture.num_hidden_layers
         if artifact.nbytes > verify.max_bytes and layers > 1:
-            comparison = compare_first_layers(artifact, run.recipe, verify.first_layers)
+            comparison = compare_first_layers(artifact, recipe, verify.first_layers)
         else:
-            comparison = compare_generation(artifact, run.recipe)
-        error, limit = comparison.error, verify.max_error[precision(run.recipe)]
-        if not error <= limit:  # NaN is a failure
-            raise ConvertError(
-                Problem(
-                    f"The {comparison.what} differ from the reference by {error:.2e}.",
-                    f"a relative error of at most {limit:.2e} ({precision(run.recipe)})",
-                    "report this; verify=none publishes the folder unchecked",
-                )
+            comparison, cost = compare_generation(artifact, recipe)
+        compared = [item for item in (comparison, compare_past_window(artifact)) if item]
+        raise_if([*_problems(compared, cost, recipe)])
+        limit = verify.max_error[precision(recipe)]
+        worst = max(item.error for item in compared)
+        what = " and ".join(item.what for item in compared)
+        facts: dict[str, Any] = {"compared": what, "relative_error": worst}
+        summary = f"{what}: relative error {worst:.1e} (at most {limit:.0e})"
+        if cost is not None:
+            facts["int8_activations"] = {"relative_error": cost.error, "kl_divergence": cost.kld}
+            summary += f"; int8 activations change {cost.error:.1e}, KL {cost.kld:.1e} nats"
+        return Done(artifact, facts, summary)
+
+
+def _problems(
+    compared: Iterable[Comparison], cost: ActivationCost | None, recipe: Recipe
+) -> Iterator[Problem]:
+    limits, kind = recipe.verify.max_error, precision(recipe)
+    kept = ""
+    if recipe.quant.calibrated:
+        kept = "; what was calibrated is kept, and the same command takes it from the cache"
+    for item in compared:
+        if not item.error <= limits[kind]:  # NaN is a failure
+            yield Problem(
+                f"The {item.what} differ from the reference by {item.error:.2e}.",
+                f"a relative error of at most {limits[kind]:.2e} ({kind})",
+                f"report this; verify=none publishes the folder unchecked{kept}",
             )
-        return Done(
-            artifact,
-            {"compared": comparison.what, "relative_error": error},
-            f"{comparison.what}: relative error {error:.1e} (at most {limit:.0e})",
+    most = limits.get(INT8_ACTIVATIONS, math.inf)
+    if cost is not None and not cost.error <= most:
+        yield Problem(
+            f"Rounding activations to int8 changes the logits by {cost.error:.2e}.",
+            f"at most {most:.2e}" if most < math.inf else "a finite change",
+            f"set quant.accuracy_level=1 for float activations, or a larger "
+            f"verify.max_error.{INT8_ACTIVATIONS}{kept}",
+            key=(f"verify.max_error.{INT8_ACTIVATIONS}",),
         )

@@ -1,7 +1,9 @@
-"""A packaged folder against the reference on the same weights.
+"""A packaged folder against the reference on the same weights: two questions, apart.
 
-The reference runs on the weights that the folder holds, dequantized, so the error is that of graph,
-files and kernels alone; how far quantization moved the model is the business of evaluation.
+Is the graph right? The reference runs on the weights that the folder holds, dequantized, and the
+folder with float activations, so the error is that of graph, files and kernels alone. What do int8
+activations cost? The folder as it ships against the same folder with float activations. How far
+quantization of the weights moved the model is the business of evaluation.
 """
 
 from __future__ import annotations
@@ -20,9 +22,21 @@ from converter.model.reference import Reference
 from converter.output.package import Package
 from converter.providers import CPU
 from converter.recipe.schema import Recipe
-from converter.runtime.cpu_folder import cpu_copy, generate, prompt_tokens, spread_ids
+from converter.runtime.cpu_folder import (
+    cpu_copy,
+    forced_logits,
+    generate,
+    prompt_tokens,
+    spread_ids,
+)
 
 CUT_MODEL = "first_layers.onnx"
+INT8_CACHE, INT8_ACTIVATIONS = "int8_cache", "int8_activations"
+"""Keys of verify.max_error besides the float types."""
+PAST_WINDOW = 16
+"""Tokens behind a window that are compared."""
+LONGEST_WINDOW = 8192
+"""Windows past this are not filled: what they cut off is past most prompts."""
 
 
 @dataclass(frozen=True)
@@ -40,46 +54,97 @@ class Comparison:
         return float((difference / self.expected.norm(dim=-1)).max())
 
 
+@dataclass(frozen=True)
+class ActivationCost:
+    """What rounding activations to int8 changes in the logits of the generated text."""
+
+    error: float
+    """Largest relative error of a step, in the Euclidean norm."""
+    kld: float
+    """Mean KL divergence from float activations, nats per token."""
+
+
 def precision(recipe: Recipe) -> str:
-    """Which tolerance a recipe falls under."""
-    if recipe.rounds_activations or recipe.target.kv_cache == "int8":
-        return "int8_activations"
-    return recipe.target.float_type
+    """Which tolerance the graph of a recipe falls under."""
+    return INT8_CACHE if recipe.target.kv_cache == "int8" else recipe.target.float_type
 
 
-def compare_generation(package: Package, recipe: Recipe) -> Comparison:
-    """Generate with onnxruntime-genai on the CPU; compare the logits of every step."""
+def compare_generation(
+    package: Package, recipe: Recipe
+) -> tuple[Comparison, ActivationCost | None]:
+    """Generate with onnxruntime-genai on the CPU; compare the logits of every step.
+
+    The prompt is computed at once, each later token from the cache. The second result is None
+    where the folder's activations are float.
+    """
     # In the staging folder, so that what a killed run leaves of it goes with that.
     with TemporaryDirectory(dir=package.folder, prefix=".verify-") as name:
-        folder = cpu_copy(package.folder, Path(name))
+        folder = _made(Path(name) / "exact")
+        cpu_copy(package.folder, folder, exact=True)
         vocab_size = package.graph.decoder.architecture.vocab_size
         prompt = prompt_tokens(folder, recipe.verify.prompt, vocab_size)
         prompt = prompt[: package.graph.context_length - recipe.verify.new_tokens]
         tokens, found = generate(folder, prompt, recipe.verify.new_tokens)
+        cost = None
+        if recipe.rounds_activations:
+            shipped = cpu_copy(package.folder, _made(Path(name) / "shipped"))
+            cost = _cost(found, forced_logits(shipped, tokens[:-1], len(prompt)))
     reference = _reference(package.graph)
     hidden = reference.hidden_states(torch.tensor([tokens[:-1]]))
     expected = reference.logits(hidden[0, len(prompt) - 1 :])
-    return Comparison(found, expected, "generated logits")
+    return Comparison(found, expected, "generated logits"), cost
 
 
 def compare_first_layers(package: Package, recipe: Recipe, layers: int) -> Comparison:
     """Run the first layers of the packaged graph with onnxruntime; compare hidden states."""
+    arch = package.graph.decoder.architecture
+    layers = min(layers, arch.num_hidden_layers - 1)
+    ids = spread_ids(arch.vocab_size, recipe.verify.new_tokens)
+    return _compare_layers(package, ids, layers, f"hidden states after {layers} layers")
+
+
+def compare_past_window(package: Package) -> Comparison | None:
+    """The layers up to the first one with a window, on a text that is longer than the window.
+
+    None where no layer has one, or where the context ends before it, or past LONGEST_WINDOW.
+    """
+    arch = package.graph.decoder.architecture
+    windowed = [layer for layer, window in enumerate(arch.attention.windows) if window]
+    if not windowed or windowed[0] + 1 >= arch.num_hidden_layers:
+        return None
+    window, layers = arch.attention.windows[windowed[0]] or 0, windowed[0] + 1
+    count = min(window + PAST_WINDOW, package.graph.context_length)
+    if count <= window or window > LONGEST_WINDOW:
+        return None
+    ids = [number * 7919 % arch.vocab_size for number in range(count)]
+    found = _compare_layers(package, ids, layers, f"hidden states past the window of {window}")
+    return Comparison(found.found[window:], found.expected[window:], found.what)
+
+
+def _compare_layers(package: Package, ids: list[int], layers: int, what: str) -> Comparison:
     import numpy as np
     import onnxruntime
 
-    graph = package.graph
-    layers = min(layers, graph.decoder.architecture.num_hidden_layers - 1)
     cut = package.folder / CUT_MODEL
     try:
         cut_model(package.folder / MODEL_FILE, cut, layers)
         session = onnxruntime.InferenceSession(str(cut), providers=[CPU.onnxruntime_name])
-        ids = spread_ids(graph.decoder.architecture.vocab_size, recipe.verify.new_tokens)
         (found,) = session.run(None, model_inputs(session, np.asarray(ids)))
     finally:
         cut.unlink(missing_ok=True)
-    expected = _reference(graph).hidden_states(torch.tensor([ids]), layers)
-    what = f"hidden states after {layers} layers"
+    expected = _reference(package.graph).hidden_states(torch.tensor([ids]), layers)
     return Comparison(torch.from_numpy(found)[0].float(), expected[0], what)
+
+
+def _cost(exact: torch.Tensor, shipped: torch.Tensor) -> ActivationCost:
+    base, other = exact.double().log_softmax(-1), shipped.double().log_softmax(-1)
+    kld = (base.exp() * (base - other)).sum(-1).mean()
+    return ActivationCost(Comparison(shipped, exact, "").error, float(kld))
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def _reference(graph: Graph) -> Reference:

@@ -14,7 +14,10 @@ import onnx_ir.passes.common as ir_passes
 
 from converter.graph.names import LAST_TOKEN, MODEL_FILE, residual_nodes
 from converter.providers import CPU
+from converter.recipe.schema import INT8_ACTIVATIONS
 
+ACCURACY_LEVEL = "accuracy_level"
+FLOAT_ACTIVATIONS = 1
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 """onnxruntime's session option for the place of the data file of a model given as bytes."""
 
@@ -62,6 +65,26 @@ def widen(model: ir.Model) -> bool:
     return True
 
 
+def float_activations(model: ir.Model) -> bool:
+    """Let quantized matrices multiply with float activations; False where they do already.
+
+    Source: MatMulNBits' accuracy_level in onnxruntime's docs/ContribOperators.md: 1 is float32.
+    """
+    rounding = [
+        node
+        for node in model.graph
+        if node.op_type == "MatMulNBits" and _accuracy_level(node) == INT8_ACTIVATIONS
+    ]
+    for node in rounding:
+        node.attributes[ACCURACY_LEVEL] = ir.AttrInt64(ACCURACY_LEVEL, FLOAT_ACTIVATIONS)
+    return bool(rounding)
+
+
+def _accuracy_level(node: ir.Node) -> int:
+    attribute = node.attributes.get(ACCURACY_LEVEL)
+    return 0 if attribute is None else attribute.as_int()
+
+
 def _cast_initializer(graph: ir.Graph, value: ir.Value) -> None:
     uses = list(value.uses())
     cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"/widen/{value.name}")
@@ -86,8 +109,12 @@ def _keep_all_tokens(model: ir.Model) -> None:
 
 
 def cut_model(path: Path, cut: Path, layers: int) -> None:
-    """The graph up to the residual stream that layer number `layers` starts from."""
+    """The graph up to the residual stream that layer number `layers` starts from.
+
+    Its activations are float, whatever the whole graph's are.
+    """
     model = ir.load(path)
+    float_activations(model)
     node = next(node for node in model.graph if node.name in residual_nodes(layers))
     hidden = node.outputs[-1]
     model.graph.outputs[:] = [hidden]

@@ -340,7 +340,8 @@ class VerifyConfig:
     new_tokens: int = 16
     """Tokens that the runtime must generate; the logits of each are compared."""
     max_error: dict[str, float] = field(default_factory=dict)
-    """Largest relative error of the logits, by precision: fp32, fp16, bf16, int8_activations."""
+    """Largest relative error of the logits, by precision: fp32, fp16, bf16, int8_cache; and
+    int8_activations for what rounding activations may change, where that shall have a limit."""
     max_bytes: float = 4e9
     """A folder of more bytes than this is compared on its first layers only."""
     first_layers: int = 2

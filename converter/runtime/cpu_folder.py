@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from converter.graph.cpu_model import widen
+from converter.graph.cpu_model import float_activations, widen
 from converter.graph.names import DATA_FILE, LOGITS, MODEL_FILE
 from converter.output.genai_config import CONFIG_FILE
 
@@ -18,11 +18,15 @@ ONE_SEQUENCE = {"num_beams": 1, "num_return_sequences": 1, "batch_size": 1}
 """Search options of one plain sequence, whatever the folder's own say."""
 
 
-def cpu_copy(folder: Path, target: Path) -> Path:
-    """A folder of links to `folder` that runs on the CPU whatever its provider and type are."""
+def cpu_copy(folder: Path, target: Path, exact: bool = False) -> Path:
+    """A folder of links to `folder` that runs on the CPU whatever its provider and type are.
+
+    An `exact` one multiplies with float activations, also where the folder rounds them to int8.
+    """
     model = ir.load(folder / MODEL_FILE)
     own = {CONFIG_FILE}
-    if widen(model):
+    changed = widen(model)
+    if (exact and float_activations(model)) or changed:
         own |= {MODEL_FILE, DATA_FILE}
         ir.save(model, target / MODEL_FILE)
         # onnxruntime refuses a data file that is a link out of the model's folder.

@@ -90,3 +90,27 @@ def test_a_precision_without_tolerance_is_refused_before_the_work(
     recipe.verify.max_error.pop("fp32")
     with pytest.raises(ConvertError, match="no tolerance for fp32"):
         convert(recipe, tmp_path / "out")
+
+
+def test_the_graph_and_int8_activations_are_two_questions(
+    make_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    facts = convert(make_recipe(*VERIFIED, "quant=rtn"), tmp_path / "out")
+    cost = facts["int8_activations"]
+    assert facts["relative_error"] < 1e-4 < 1e-3 < cost["relative_error"] < 0.1
+    assert 0 < cost["kl_divergence"] < 1e-2
+    limited = make_recipe(*VERIFIED, "quant=rtn", "verify.max_error.int8_activations=1e-4")
+    with pytest.raises(ConvertError, match="Rounding activations to int8 changes the logits by"):
+        convert(limited, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_window_is_filled(tmp_path: Path) -> None:
+    from families import FAMILIES, random_model, save
+
+    from converter.cli.compose import compose_recipe
+
+    folder = save(random_model(FAMILIES["mistral_window"]), tmp_path / "checkpoint")
+    recipe = compose_recipe([f"source.path='{folder}'", "export=cpu_fp32"])
+    facts = convert(recipe, tmp_path / "out")
+    assert "past the window of 8" in facts["compared"] and facts["relative_error"] < 1e-5
