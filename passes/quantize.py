@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from converter.calibration.layer import stage_problems
 from converter.engine.contract import Done, Pass, Run
 from converter.engine.estimates import calibration_disk, calibration_memory
 from converter.errors import ConvertError, Problem
@@ -44,6 +45,7 @@ class Quantize(Pass[Graph, Graph]):
             return
         yield from indivisible(quant, decoder.architecture, check_layers=not quant.mixed)
         if quant.calibrated:
+            yield from stage_problems(decoder)
             yield from _calibration_problems(recipe, decoder)
         if quant.mixed:
             yield from budget_problems(recipe, decoder)

@@ -6,7 +6,7 @@ stay in float32 whatever the type of the matrix products.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from torch.nn import Identity
 from torch.nn.functional import linear, rms_norm
 
 from converter.errors import ConvertError, Problem
+from converter.model.decoder import Decoder
 from converter.model.reference import Reference
-from converter.model.tensor_kinds import BIAS
+from converter.model.tensor_kinds import ATTENTION_NORM, BIAS, FEED_FORWARD_NORM, NORMS
 from converter.quantization.quantized_matrix import not_finite
 from converter.weights.weight import Weight
 
@@ -26,6 +27,33 @@ STAGES = {
     "down": ("down_proj",),
 }
 """The groups of linears with common inputs, in the order in which a layer computes them."""
+
+
+PARTS = {
+    **{part: "self_attn" for part in ("q_proj", "k_proj", "v_proj", "o_proj")},
+    **{part: "mlp" for part in ("gate_proj", "up_proj", "down_proj")},
+}
+"""The linears of a layer, and the module of transformers' layer that holds each."""
+
+
+def stage_problems(decoder: Decoder) -> Iterator[Problem]:
+    """Why the layers of a decoder cannot be calibrated: they have more than these stages."""
+    layout, arch = decoder.layout, decoder.architecture
+    named = layout.layer_tensors
+    as_llama = layout.reference == "llama" or all(
+        (named.get(part) or "").removesuffix(".weight") == f"{owner}.{part}"
+        for part, owner in PARTS.items()
+    )
+    norms = {ATTENTION_NORM, FEED_FORWARD_NORM}
+    only = {name for name in NORMS if named.get(name) is not None} == norms
+    biased = any(f"layers.0.{part}{BIAS}" in decoder.weights for part in ("gate_proj", "down_proj"))
+    if not (as_llama and only and arch.is_plain and not biased):
+        yield Problem(
+            "The recipe calibrates, and this architecture has blocks besides Llama's.",
+            "RMSNorm before attention and before SwiGLU, and nothing else, or no calibration",
+            "add quant=rtn, or quant=rtn_block128",
+            key=("quant.round", "quant.smooth"),
+        )
 
 
 class LayerStages:
