@@ -62,7 +62,8 @@ class Reference:
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """What the first layer reads (batch, tokens, hidden_size) of int64 ids; reads only the
         embedding's rows in use."""
-        return self._model.embed(token_ids)
+        found = self._model.embed(token_ids.reshape(-1, token_ids.shape[-1]))
+        return found.reshape(*token_ids.shape, -1)
 
     def layer(self, number: int) -> AbstractContextManager[torch.nn.Module]:
         """transformers' decoder layer with its weights, for as long as the context lasts.

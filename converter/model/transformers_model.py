@@ -1,289 +1,531 @@
-"""transformers' own class for a config.json, run layer by layer on lazy weights.
+"""transformers' own class for a config, run layer by layer on lazy weights.
 
-It never sees a description of ours: which blocks there are, which masks, frequencies and scales
-each layer gets is what the class does. The model is built without its parameters; a layer gets its
-weights for as long as it runs, so a model of any size runs in the memory of one layer.
+The class is built from config.json alone and never sees a description of this project. So what it
+computes is an independent reference for every architecture that transformers has. Its parameters
+stay on the meta device; a module gets its weights before it runs and loses them after. A model of
+any size runs in the memory of one layer.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from converter.errors import ConvertError, Problem
+from converter.errors import ConvertError, Problem, raise_if
 from converter.weights.weight import Weight
 
+NUMBER = "number"
+"""Attribute of a layer's copy."""
 HEAD_ROWS = 8192
 """Rows of the head multiplied at a time."""
-ATTENTIONS = ("sdpa", "eager")
-"""Implementations of attention, in order of preference; some classes have the last one only."""
+
+Stub = Callable[[int, torch.Tensor], torch.Tensor]
+"""What stands in for a layer: its number and its hidden states, to the hidden states after it."""
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The embedding (vocab_size, hidden_size) and the head, which may be the same weight."""
+class Vocabulary(NamedTuple):
+    """The embedding and the head (vocab_size, hidden_size), which may be the same weight.
+
+    A class and the checkpoints that it reads may call them by different names.
+    """
 
     embedding: Weight
     head: Weight
     head_bias: Weight | None = None
 
 
-@dataclass
-class _Calls:
-    """What the class passes to its layers besides the hidden states, for one shape."""
+class Call(NamedTuple):
+    """How the class calls a layer, the hidden states left out."""
 
-    shape: tuple[int, ...] = ()
-    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 class TransformersModel:
-    """A decoder computed by transformers.
+    """A causal language model of transformers, in the memory of one layer.
 
     Args:
-        config: transformers' config of the model.
-        weights: of layers and last norm, by the class's names, such as model.norm.weight.
-        table: the embedding and the head, which classes name differently.
+        config: transformers' config of the model (`PretrainedConfig`); it is copied.
+        weights: weights by the names of the class's parameters, as in its `state_dict`. Only
+            biases, which are zero then, may be absent.
+        vocabulary: the embedding and the head.
         dtype: type of weights and activations while computing.
 
-    Raises:
-        ConvertError: the class has parameters, other than biases, that `weights` lacks.
+    Raises `ConvertError` if transformers has no causal language model for the config, if weights
+    lack a parameter of a layer, and, when it runs, if layers read token ids besides.
     """
 
     def __init__(
         self,
         config: Any,
         weights: Mapping[str, Weight],
-        table: Vocabulary,
+        vocabulary: Vocabulary,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._weights, self._table, self.dtype = weights, table, dtype
-        self._model = _skeleton(config, dtype)
-        self._prefix, self._layers = _layers_of(self._model, config.num_hidden_layers)
-        self._calls, self._last = _Calls(), torch.empty(0)
-        self._replaced = False
-        self._embedding = self._model.get_input_embeddings()
-        self._head = _LazyHead(table.head, table.head_bias, dtype)
-        own = self._model.get_output_embeddings()
-        name = next(name for name, module in self._model.named_modules() if module is own)
-        self._model.set_submodule(name, self._head)
-        self._embedding.padding_idx = None
-        self._embedding.register_forward_pre_hook(self._give_rows)
-        for number, layer in enumerate(self._layers):
-            layer.forward = self._stub(number)
-        self._check_names()
-        self._give_rest()
+        self.config, self.weights, self.dtype = _plain_config(config), weights, dtype
+        self._vocabulary = vocabulary
+        self._model = _empty_model(self.config, dtype)
+        self._prefix, self._layers = _decoder_layers(self._model)
+        self._check_layers()
+        self._head = self._replace_head()
+        self._rotaries = self._modules_of_buffers()
+        self._watch_the_rest()
+        self._rest_dtype = dtype
+        self._wants_tuples: bool | None = None
+        self._shape: tuple[int, ...] = ()
+        self._calls: list[Call] = []
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers of the model."""
+        return len(self._layers)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """What the first layer reads (…, tokens, hidden_size) of int64 ids (…, tokens)."""
-        self._record(token_ids.reshape(-1, token_ids.shape[-1]))
-        return self._first.reshape(*token_ids.shape, -1)
+        """Hidden states (batch, tokens, hidden_size) before the first layer, of int64 ids.
 
-    def parameter(self, number: int, name: str) -> Weight | None:
-        """The weight of a layer's parameter, such as self_attn.q_proj.weight."""
-        return self._weights.get(f"{self._prefix}.{number}.{name}")
+        They are scaled where the class does so. Reads only the rows of the embedding in use.
+        """
+        return self._record(token_ids)
 
     @contextmanager
     def layer(self, number: int) -> Iterator[torch.nn.Module]:
         """The class's decoder layer with its weights, for as long as the context lasts.
 
         At its end the module has none, whoever still holds it: the next layer takes their room.
+        Raises `ConvertError` if the weights lack a parameter or have it in another shape.
         """
-        module = copy.deepcopy(self._layers[number])
-        module.__dict__.pop("forward", None)
-        prefix = f"{self._prefix}.{number}."
-        module.load_state_dict(self._state(module, prefix), assign=True, strict=False)
-        module.__dict__["number"] = number
+        module = copy.deepcopy(self._layers[number])  # whoever gets it may change its modules
+        module.__dict__[NUMBER] = number
         try:
-            yield module.eval()
+            self._give(f"{self._prefix}.{number}", module)
+            yield module
         finally:
-            module.to("meta")
+            _take(module)
 
     def run_layer(self, module: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states (batch, tokens, hidden_size) after a layer of `layer`."""
-        self._record_shape(hidden)
-        arguments, keywords = self._calls.arguments[module.__dict__["number"]]
+        """Hidden states (batch, tokens, hidden_size) after one layer that `layer` gave.
+
+        The layer is called as the class calls it: its mask, positions and their rotations.
+        """
         with torch.no_grad():
-            result: Any = module(hidden, *arguments, **keywords)
+            return self.forward_layer(module, hidden)
+
+    def forward_layer(self, module: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """`run_layer` in the caller's gradient mode; the layer's parameters need no gradient."""
+        call = self._calls_of(hidden)[module.__dict__[NUMBER]]
+        result: Any = module(hidden, *call.args, **call.kwargs)
         output: torch.Tensor = result[0] if isinstance(result, tuple) else result
         return output
 
     def position_embeddings(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines (1, tokens, columns) that the first layer gets."""
-        self._record_shape(hidden)
-        found: tuple[torch.Tensor, torch.Tensor] = self._calls.arguments[0][1][
-            "position_embeddings"
-        ]
+        found: tuple[torch.Tensor, torch.Tensor]
+        found = self._calls_of(hidden)[0].kwargs["position_embeddings"]
         return found
+
+    def parameter(self, number: int, name: str) -> Weight | None:
+        """The weight of a layer's parameter, such as self_attn.q_proj.weight."""
+        return self.weights.get(f"{self._prefix}.{number}.{name}")
+
+    def _calls_of(self, hidden: torch.Tensor) -> list[Call]:
+        shape = tuple(hidden.shape[:2])
+        if shape != self._shape:
+            self._record(torch.zeros(shape, dtype=torch.int64))
+        return self._calls
+
+    def hidden_states(self, token_ids: torch.Tensor, layers: int | None = None) -> torch.Tensor:
+        """Hidden states after the first `layers` layers (all when None), before the last norm."""
+        hidden = self.embed(token_ids)
+        for number in range(self.num_layers if layers is None else layers):
+            with self.layer(number) as module:
+                hidden = self.run_layer(module, hidden)
+        return hidden
+
+    def last_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the head reads, (…, hidden_size) in the dtype of the `hidden` states."""
+        self._rest_dtype = hidden.dtype
+        try:
+            with self._head.listening() as heard:
+                self._finish(hidden)
+        finally:
+            self._rest_dtype = self.dtype
+        return heard[-1].reshape(*hidden.shape[:-1], heard[-1].shape[-1])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 logits (…, vocab_size) of hidden states behind the last layer."""
-        shaped = hidden if hidden.dim() == 3 else hidden.reshape(1, -1, hidden.shape[-1])
-        self._last, self._replaced = shaped, True
-        ids = torch.zeros(shaped.shape[:2], dtype=torch.int64)
-        logits = self._forward(ids)
-        self._last, self._replaced = torch.empty(0), False
-        found: torch.Tensor = logits.reshape(*hidden.shape[:-1], -1)
-        return found
+        """float32 logits (…, vocab_size) of hidden states (…, hidden_size) after the last layer.
 
-    def _stub(self, number: int) -> Any:
-        """Stands for a layer while the rest of the class runs: notes what the layer is given."""
-        final = number == len(self._layers) - 1
-
-        def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if number == 0:
-                self._first = hidden_states
-                self._calls.arguments.clear()
-            self._calls.arguments.append((args, kwargs))
-            return self._last if final and self._replaced else hidden_states
-
-        return forward
-
-    def _record(self, token_ids: torch.Tensor) -> None:
-        self._head.skips = True
-        self._forward(token_ids)
-        self._head.skips = False
-        self._calls.shape = tuple(token_ids.shape)
-
-    def _record_shape(self, hidden: torch.Tensor) -> None:
-        if self._calls.shape != tuple(hidden.shape[:2]):
-            self._record(torch.zeros(hidden.shape[:2], dtype=torch.int64))
-
-    def _forward(self, token_ids: torch.Tensor) -> torch.Tensor:
-        self._calls.shape = ()
+        The class's last norm, the scale of its logits and their softcap are included.
+        """
         with torch.no_grad():
-            logits: torch.Tensor = self._model(input_ids=token_ids, use_cache=False).logits
+            found = self._finish(hidden.to(self.dtype))
+        return found.float().reshape(*hidden.shape[:-1], found.shape[-1])
+
+    def decode_logits(self, token_ids: torch.Tensor, prefill: int) -> torch.Tensor:
+        """float32 logits (batch, tokens - prefill + 1, vocab_size), from the position prefill - 1.
+
+        The class computes them with its own cache: `prefill` tokens at once, then one by one
+        (1 ≤ prefill ≤ tokens). Every step reads every layer's weights anew.
+        """
+        self._restore_rotaries()
+        found, cache = [], None
+        bounds = [0, *range(prefill, token_ids.shape[1] + 1)]
+        with torch.no_grad(), self._weights_on_call(), self._head.last_position():
+            for start, stop in pairwise(bounds):
+                output = self._model(
+                    input_ids=token_ids[:, start:stop],
+                    past_key_values=cache,
+                    use_cache=True,
+                    return_dict=True,
+                )
+                cache = output.past_key_values
+                found.append(output.logits.float())
+        return torch.cat(found, dim=1)
+
+    def _record(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Keep how the class calls its layers for (batch, tokens) ids; what the first one gets."""
+        calls: list[Call] = []
+        first: list[torch.Tensor] = []
+
+        def keep(number: int, hidden: torch.Tensor) -> torch.Tensor:
+            first[:] = first or [hidden]
+            return hidden
+
+        with torch.no_grad(), self._head.listening():
+            self._run(token_ids, keep, calls)
+        self._shape, self._calls = tuple(token_ids.shape), calls
+        return first[0]
+
+    def _finish(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The class's logits (batch, tokens, vocab_size) when its last layer gives `hidden`."""
+        given = hidden if hidden.dim() == 3 else hidden.reshape(1, -1, hidden.shape[-1])
+        ids, last = torch.zeros(given.shape[:2], dtype=torch.int64), self.num_layers - 1
+        return self._run(ids, lambda number, x: given if number == last else x)
+
+    def _run(
+        self, token_ids: torch.Tensor, stub: Stub, calls: list[Call] | None = None
+    ) -> torch.Tensor:
+        """Logits of the class when `stub` stands in for every layer; `calls` gets their calls."""
+        self._restore_rotaries()
+        with self._stubbed(stub, self._takes_tuples(), [] if calls is None else calls):
+            output = self._model(input_ids=token_ids, use_cache=False, return_dict=True)
+        logits: torch.Tensor = output.logits
         return logits
 
-    def _give_rows(self, module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Give the embedding the rows in use, and ids that count those."""
-        ids, places = torch.unique(args[0], return_inverse=True)
-        rows = self._table.embedding.permute_rows(ids).read().to(self.dtype)
-        module.weight = torch.nn.Parameter(rows, requires_grad=False)
-        return (places, *args[1:])
+    @contextmanager
+    def _stubbed(self, stub: Stub, tuples: bool, calls: list[Call]) -> Iterator[None]:
+        def forward(number: int, *args: Any, **kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs.pop("hidden_states")
+            calls.append(Call(args[1:], kwargs))
+            result = stub(number, hidden)
+            return (result,) if tuples else result
 
-    def _check_names(self) -> None:
-        """Raise what the layers of the class need and `weights` lacks."""
-        missing = [
-            name
-            for number, layer in enumerate(self._layers)
-            for key, _ in layer.named_parameters()
-            if not key.endswith("bias")
-            and (name := f"{self._prefix}.{number}.{key}") not in self._weights
-        ]
-        if missing:
-            raise ConvertError(_missing(missing))
+        for number, layer in enumerate(self._layers):
+            layer.__dict__["forward"] = partial(forward, number)
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                del layer.__dict__["forward"]
 
-    def _state(self, module: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
-        """The parameters of a module, read; a bias that the checkpoint lacks is zero."""
-        state, missing = {}, []
+    def _takes_tuples(self) -> bool:
+        """Whether the class takes element 0 of what a layer returns.
+
+        A tensor in the place of a tuple loses its first axis, so one run tells. A second tells
+        whether layers get anything else that follows from the token ids; `run_layer` has none.
+        """
+        if self._wants_tuples is None:
+            (states, calls), (_, others) = self._probe(0), self._probe(1)
+            if not _equal(calls, others):
+                raise ConvertError(
+                    Problem(
+                        f"The layers of transformers' {type(self._model).__name__} read token ids.",
+                        "layers that read nothing but hidden states, positions and masks",
+                        "choose a model of another architecture",
+                    )
+                )
+            self._wants_tuples = states[1].dim() != 3
+        return self._wants_tuples
+
+    def _probe(self, token_id: int) -> tuple[list[torch.Tensor], list[Call]]:
+        """What each layer gets for one token, and the last norm's result; how layers are called.
+
+        Each layer gives what the first one got.
+        """
+        states: list[torch.Tensor] = []
+        calls: list[Call] = []
+
+        def stub(_: int, hidden: torch.Tensor) -> torch.Tensor:
+            states.append(hidden)
+            return states[0]
+
+        ids = torch.full((1, 1), token_id)
+        with torch.no_grad(), self._stubbed(stub, False, calls):
+            output = self._model.base_model(input_ids=ids, use_cache=False, return_dict=True)
+        return [*states, output.last_hidden_state], calls
+
+    def _give(self, prefix: str, module: torch.nn.Module, dtype: torch.dtype | None = None) -> None:
+        """Set a module's parameters, and the buffers that the weights have, from the weights."""
+        found: dict[str, Weight | None] = {}
+        problems: list[Problem] = []
         for name, parameter in module.named_parameters():
-            weight = self._weights.get(prefix + name)
-            if weight is not None:
-                state[name] = weight.read().to(self.dtype)
-            elif name.endswith("bias"):
-                state[name] = torch.zeros(parameter.shape, dtype=self.dtype)
-            else:
-                missing.append(prefix + name)
-        if missing:
-            raise ConvertError(_missing(missing))
-        return state
+            weight = self.weights.get(f"{prefix}.{name}")
+            problems += _parameter_problems(f"{prefix}.{name}", parameter, weight)
+            found[name] = weight
+        raise_if(problems)
+        for name, parameter in list(module.named_parameters()):
+            weight = found[name]
+            values = torch.zeros(parameter.shape) if weight is None else weight.read()
+            _set_parameter(module, name, values.to(dtype or self.dtype))
+        for name, buffer in module.named_buffers():
+            weight = self.weights.get(f"{prefix}.{name}")
+            if weight is not None and weight.shape:  # a number follows from config.json
+                buffer.copy_(weight.read())
 
-    def _give_rest(self) -> None:
-        """Read what is outside of the layers, the embedding and the head: the last norm."""
-        for name, module in self._model.named_modules():
-            inside = f"{name}.".startswith(f"{self._prefix}.")
-            own = list(module.named_parameters(recurse=False))
-            if own and not inside and module is not self._embedding:
-                state = self._state(_only(module), f"{name}.")
-                for key, value in state.items():
-                    module.register_parameter(key, torch.nn.Parameter(value, requires_grad=False))
+    @contextmanager
+    def _weights_on_call(self) -> Iterator[None]:
+        """Give every layer its weights just before it runs, and take them just after."""
+        handles = []
+        for number, layer in enumerate(self._layers):
+            prefix = f"{self._prefix}.{number}"
+            handles += [
+                layer.register_forward_pre_hook(partial(self._give_before, prefix)),
+                layer.register_forward_hook(_take_after),
+            ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for layer in self._layers:
+                _take(layer)
+
+    def _give_before(self, prefix: str, module: torch.nn.Module, _: Any) -> None:
+        rest = not prefix.startswith(f"{self._prefix}.")
+        self._give(prefix, module, self._rest_dtype if rest else self.dtype)
+
+    def _replace_head(self) -> _Head:
+        """Put a head that reads its rows in parts into the place of the class's."""
+        old, given = self._model.get_output_embeddings(), self._vocabulary
+        raise_if(_parameter_problems("the head", old.weight, given.head))
+        head = _Head(given.head, given.head_bias, self.dtype)
+        self._model.set_submodule(_name_of(self._model, old), head)
+        return head
+
+    def _check_layers(self) -> None:
+        """Raise what the layers have and the weights lack, a problem for each kind of parameter."""
+        missing: dict[str, tuple[str, torch.Tensor, int]] = {}
+        for number, layer in enumerate(self._layers):
+            for name, parameter in layer.named_parameters():
+                full = f"{self._prefix}.{number}.{name}"
+                if full not in self.weights and not name.endswith("bias"):
+                    first, shape, count = missing.get(name, (full, parameter, 0))
+                    missing[name] = first, shape, count + 1
+        raise_if(_missing(*item) for item in missing.values())
+
+    def _watch_the_rest(self) -> None:
+        """Let what is outside of the layers get its weights when it runs: norms, the embedding."""
+        embedding = self._model.get_input_embeddings()
+        weight = self._vocabulary.embedding
+        raise_if(_parameter_problems("the embedding", embedding.weight, weight))
+        embedding.padding_idx = None  # it may lie beyond the rows in use; only gradients read it
+        embedding.register_forward_pre_hook(partial(self._give_rows, weight))
+        embedding.register_forward_hook(_take_after)
+        for prefix, module in self._model.named_modules():
+            inside = f"{prefix}.".startswith(f"{self._prefix}.")
+            own = next(module.parameters(recurse=False), None)
+            if own is None or inside or module is embedding:
+                continue
+            module.register_forward_pre_hook(partial(self._give_before, prefix))
+            module.register_forward_hook(_take_after)
+
+    def _give_rows(self, weight: Weight, module: torch.nn.Module, args: Any) -> tuple[torch.Tensor]:
+        """Give the embedding the rows of the ids that it is called with, and count ids by them."""
+        ids, places = torch.unique(args[0], return_inverse=True)
+        _set_parameter(module, "weight", weight.permute_rows(ids).read().to(self.dtype))
+        return (places,)
+
+    def _modules_of_buffers(self) -> dict[str, torch.nn.Module]:
+        """Copies of the modules outside of the layers that have buffers alone, by their names."""
+        return {
+            name: copy.deepcopy(module)
+            for name, module in self._model.named_modules()
+            if next(module.buffers(recurse=False), None) is not None
+            and next(module.parameters(), None) is None
+            and not name.startswith(f"{self._prefix}.")
+        }
+
+    def _restore_rotaries(self) -> None:
+        """Undo what a longer sequence left: a dynamic RoPE keeps the frequencies of its length."""
+        for name, module in self._rotaries.items():
+            self._model.set_submodule(name, copy.deepcopy(module))
 
 
-class _LazyHead(torch.nn.Module):
-    """The product with a head of any size, in float32, some rows at a time."""
+class _Head(torch.nn.Module):
+    """The output embedding, whose rows are read and multiplied in parts."""
 
     def __init__(self, weight: Weight, bias: Weight | None, dtype: torch.dtype) -> None:
         super().__init__()
-        self.lazy, self.lazy_bias, self.dtype, self.skips = weight, bias, dtype, False
+        self._weight, self._bias, self._dtype = weight, bias, dtype
+        self._heard: list[torch.Tensor] | None = None
+        self._only_last = False
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 (…, vocab_size); nothing where only the layers' arguments are wanted."""
-        if self.skips:
-            return torch.zeros(*hidden.shape[:-1], 1)
-        out = torch.empty(*hidden.shape[:-1], self.lazy.shape[0])
-        for start in range(0, self.lazy.shape[0], HEAD_ROWS):
-            stop = min(start + HEAD_ROWS, self.lazy.shape[0])
-            rows = self.lazy.rows(start, stop).to(self.dtype)
-            out[..., start:stop] = (hidden @ rows.T).float()
-        return out if self.lazy_bias is None else out + self.lazy_bias.read().float()
+        """Logits (batch, tokens, vocab_size) of (batch, tokens, hidden_size)."""
+        if self._heard is not None:
+            self._heard.append(hidden)
+            return hidden[..., :1]
+        read = hidden[:, -1:] if self._only_last else hidden
+        vocab_size = self._weight.shape[0]
+        out = torch.empty(*read.shape[:-1], vocab_size, dtype=read.dtype)
+        for start in range(0, vocab_size, HEAD_ROWS):
+            stop = min(start + HEAD_ROWS, vocab_size)
+            out[..., start:stop] = read @ self._weight.rows(start, stop).to(self._dtype).T
+        return out if self._bias is None else out.add_(self._bias.read().to(self._dtype))
 
-
-def _only(module: torch.nn.Module) -> torch.nn.Module:
-    """A holder of a module's own parameters, without those of its children."""
-    holder = torch.nn.Module()
-    for name, parameter in module.named_parameters(recurse=False):
-        holder.register_parameter(name, parameter)
-    return holder
-
-
-def _skeleton(config: Any, dtype: torch.dtype) -> Any:
-    """The class with parameters on the meta device and real buffers."""
-    from transformers import AutoModelForCausalLM
-
-    for attention in ATTENTIONS:
+    @contextmanager
+    def listening(self) -> Iterator[list[torch.Tensor]]:
+        """Keep what the head is given, and multiply nothing."""
+        heard: list[torch.Tensor] = []
+        self._heard = heard
         try:
-            with _without_parameters():
-                model = AutoModelForCausalLM.from_config(
-                    config, dtype=dtype, attn_implementation=attention
-                )
-            return model.eval()
-        except ValueError:
-            if attention == ATTENTIONS[-1]:
-                raise
-    raise AssertionError("a loop over attentions ends in return or raise")
+            yield heard
+        finally:
+            self._heard = None
+
+    @contextmanager
+    def last_position(self) -> Iterator[None]:
+        """Give the logits of each sequence's last position alone."""
+        self._only_last = True
+        try:
+            yield
+        finally:
+            self._only_last = False
+
+
+def _plain_config(config: Any) -> Any:
+    """A copy of the config that asks for no output but logits."""
+    found = copy.deepcopy(config)
+    for name in ("output_router_logits", "output_hidden_states", "output_attentions"):
+        if getattr(found, name, False):
+            setattr(found, name, False)
+    return found
+
+
+def _empty_model(config: Any, dtype: torch.dtype) -> Any:
+    """The class of a config in evaluation mode: parameters on the meta device, buffers real."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConvertError(
+            Problem(
+                f"The type {config.model_type} has no causal language model in transformers.",
+                "a model_type that transformers' AutoModelForCausalLM knows",
+                "correct model_type in config.json, or update transformers",
+            )
+        )
+    attention = "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
+    with _parameters_on_meta():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    return model.eval().requires_grad_(False)
 
 
 @contextmanager
-def _without_parameters() -> Iterator[None]:
-    """Modules made inside have their parameters on the meta device; buffers stay real."""
-    register = torch.nn.Module.register_parameter
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made in the context have their parameters on the meta device.
 
-    def on_meta(module: Any, name: str, parameter: Any) -> None:
-        if parameter is not None and parameter.device.type != "meta":
-            parameter = torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        register(module, name, parameter)
+    A parameter is moved there before anything fills it, so its memory is never touched.
+    """
 
-    torch.nn.Module.register_parameter = on_meta  # type: ignore
+    def move(_module: torch.nn.Module, _name: str, parameter: Any) -> Any:
+        if parameter is None or parameter.is_meta:
+            return parameter
+        return torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+    handle = register_module_parameter_registration_hook(move)
     try:
         yield
     finally:
-        torch.nn.Module.register_parameter = register  # type: ignore
+        handle.remove()
 
 
-def _layers_of(model: Any, count: int) -> tuple[str, list[Any]]:
-    """Name and modules of the decoder layers."""
+def _decoder_layers(model: Any) -> tuple[str, list[torch.nn.Module]]:
+    """The name of the list of decoder layers, and the layers."""
+    count = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return name, list(module)
     raise ConvertError(
         Problem(
             f"The class {type(model).__name__} of transformers has no list of {count} layers.",
-            "a decoder with num_hidden_layers layers",
-            "choose a checkpoint of a decoder that generates text",
+            "as many decoder layers as num_hidden_layers of config.json",
+            "correct num_hidden_layers in config.json",
         )
     )
 
 
-def _missing(names: list[str]) -> Problem:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+def _name_of(model: Any, module: torch.nn.Module) -> str:
+    names: Iterator[str] = (name for name, found in model.named_modules() if found is module)
+    return next(names)
+
+
+def _parameter_problems(
+    name: str, parameter: torch.Tensor, weight: Weight | None
+) -> Iterator[Problem]:
+    """What keeps a weight from being a parameter of the class; biases may be absent."""
+    wanted = tuple(parameter.shape)
+    if weight is None and not name.endswith("bias"):
+        yield Problem(
+            f"{name} is missing.",
+            f"a tensor of shape {wanted}, which transformers' own class has",
+            "check that config.json and the tensors are of one model",
+        )
+    elif weight is not None and weight.shape != wanted:
+        yield Problem(
+            f"{name} has the shape {weight.shape}.",
+            f"the shape {wanted}, which transformers' own class has",
+            "check that config.json and the tensors are of one model",
+        )
+
+
+def _missing(name: str, parameter: torch.Tensor, count: int) -> Problem:
+    layers = f" in {count} layers" if count > 1 else ""
     return Problem(
-        f"The class of transformers has the parameter {names[0]}{more}, which the architecture "
-        "does not name.",
-        "a description that names every tensor",
-        "add it to layout.tensors or layout.layer_tensors, or choose another architecture",
+        f"The architecture names no tensor for {name}{layers}, which transformers' class has.",
+        f"a tensor of shape {tuple(parameter.shape)}",
+        "choose the architecture of this model, or add it to layout.layer_tensors",
     )
+
+
+def _set_parameter(module: torch.nn.Module, name: str, values: torch.Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    parameter = torch.nn.Parameter(values, requires_grad=False)
+    setattr(module.get_submodule(owner), leaf, parameter)
+
+
+def _take(module: torch.nn.Module) -> None:
+    """Move a module's parameters to the meta device; its buffers stay."""
+    for name, parameter in list(module.named_parameters()):
+        if not parameter.is_meta:
+            _set_parameter(module, name, torch.empty_like(parameter, device="meta"))
+
+
+def _take_after(module: torch.nn.Module, _args: Any, _output: Any) -> None:
+    _take(module)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two structures of tuples, lists and mappings hold equal tensors."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return all(_equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return all(_equal(a, b) for a, b in zip(one, other, strict=True))
+    return True
