@@ -30,6 +30,7 @@ from converter.recipe.tree import (
     built_in_values,
     recipes_folder,
 )
+from converter.recipe.trust import ARCHITECTURE
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 DOCUMENT = re.compile(r"\bdocs/([\w/]+\.md)")
@@ -106,6 +107,9 @@ def _keys() -> Iterator[str]:
     yield from table(("key", "default", "what it sets"), key_rows(Recipe, "", slots))
     yield from ("", "## export", "", "A target with a quantization: the second half of a name.", "")
     yield from _choices(EXPORT)
+    said = "Descriptions of checkpoints, which fill the sections `layout` and `graph`."
+    yield from ("", "## architecture", "", said, "")
+    yield from _choices(ARCHITECTURE)
     for slot, kind in slots.items():
         said = DOCUMENT.sub(r"[\1](../\1)", inspect.getdoc(kind) or "")
         yield from ("", f"## {slot}", "", said, "")

@@ -344,9 +344,6 @@ def _count_problems(swept: Sequence[Any]) -> Iterator[Problem]:
             "a sweep over at least one key",
             "convert -m recipe=NAME quant.block_size=32,64, or sweep=NAME",
         )
-    keys = [item.key_or_group for item in swept]
-    for key in {key for key in keys if keys.count(key) > 1}:
-        yield Problem(f"{key} is swept twice.", "one word for a key", f"write {key}=a,b,c once")
     count = 1
     for item in swept:
         count *= len(_texts(item))

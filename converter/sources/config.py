@@ -32,12 +32,13 @@ def source_config(values: Mapping[str, Any]) -> SourceConfig | None:
     path, stated = source.get("path"), model.get("config")
     if source.get("kind") == "demo":
         path = str(demo_folder())
-    if isinstance(path, str) and path.strip():
-        return _in_folder(path)
+    found = _in_folder(path) if isinstance(path, str) and path.strip() else None
+    if found is not None:
+        return found
     if stated:
         return SourceConfig(stated, f"the model {model.get('name') or ''}".strip())
     repo = source.get("repo")
-    if source.get("kind") == "checkpoint" and isinstance(repo, str) and repo:
+    if path is None and source.get("kind") == "checkpoint" and isinstance(repo, str) and repo:
         return _on_hub(repo, source.get("revision"))
     return None
 

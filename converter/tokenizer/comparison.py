@@ -167,8 +167,8 @@ def _template_problem(differing: Sequence[_TemplateDifference]) -> Problem | Non
         f"onnxruntime-genai renders {first.sample.name} with the chat template as {first.found}; "
         f"transformers renders {first.expected}.",
         "a chat template that both render alike, at least for a plain conversation",
-        "correct chat_template in the checkpoint's folder; docs/tokenizers.md says what the "
-        "runtime cannot render",
+        "correct chat_template in the checkpoint's folder; docs/reference/tokenizers.md says what "
+        "the runtime cannot render",
     )
 
 

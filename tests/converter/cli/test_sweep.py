@@ -90,7 +90,6 @@ def test_a_finished_sweep_is_shown_again_without_its_source(
         (["quant.bits=4,8", "hydra/launcher=slurm"], "submitit_slurm"),
         (["quant.bits=4,8", "hydra.sweep.dir=/tmp/x"], "hydra.sweep.dir"),
         (["quant.bits=4,8", "quant.block_size=range(16,2000)"], "at most 1000"),
-        (["quant.bits=4,8", "quant.bits=8,4"], "swept twice"),
         (["quant=glob(rtn*)"], "is a pattern"),
         (["quant.block_size=32,128,16"], "96 columns"),  # the checkpoint's headers say so
         (["quant.block_size=16,32", "passes=[load,layuot]"], "layuot"),
@@ -260,3 +259,16 @@ def test_jobs_share_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(reference) == 1
     rows = summary(tmp_path / "out")
     assert all(float(row["evaluate.mean_kld"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["quant.bits=4,8", "quant.bits=8", "quant.block_size=16,32"], {8}),
+        (["quant.bits=8", "quant.bits=4,8"], {4, 8}),
+        (["quant.bits=4,8", "quant.bits=8,4"], {4, 8}),
+    ],
+)
+def test_the_last_word_for_a_key_counts(words: list[str], values: set[int]) -> None:
+    plan = sweep.plan_sweep(["recipe=internlm2_7b_cpu_int4", *words])
+    assert {job.values["quant"]["bits"] for job in plan.jobs} == values
