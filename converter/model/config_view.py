@@ -56,6 +56,7 @@ BIASES = frozenset(
 """Keys that say which biases there are, which the checkpoint's tensors show."""
 
 
+LAYER_TYPES = "layer_types"
 PARTIAL = "partial_rotary_factor"
 SHOWN = 6
 """Unread keys that a problem names."""
@@ -137,6 +138,11 @@ def unread_problems(
     A key that transformers' class does not have has none: the class ignores it as well.
     """
     layout, paths = description.layout, set(read)
+    if layout.reference == "config":
+        completed = _as_dict(transformers_config(config))  # a default may have an effect, too
+        config = {**completed, **config}
+        if not _has_windows(completed):
+            paths.add(LAYER_TYPES)
     known = {path.partition(".")[0] for path in paths} | WITHOUT_EFFECT | BIASES
     if layout.reference == "config":
         known |= {key for key, to in CONSUMED.items() if to in known}
@@ -166,6 +172,12 @@ def _partial(config: Mapping[str, Any]) -> Any:
     sections = (config.get(key) for key in ("rope_parameters", "rope_scaling"))
     inner = (section.get(PARTIAL) for section in sections if isinstance(section, Mapping))
     return next((value for value in (config.get(PARTIAL), *inner) if value is not None), None)
+
+
+def _has_windows(config: Mapping[str, Any]) -> bool:
+    """Whether any layer has something else than full attention."""
+    kinds = config.get(LAYER_TYPES)
+    return kinds is not None and any(kind != "full_attention" for kind in kinds)
 
 
 def _is_listed(key: str, value: Any, entries: Iterable[str]) -> bool:

@@ -28,6 +28,8 @@ class Described:
 def architecture_of(config: Mapping[str, Any]) -> str | None:
     """The architecture of a config.json: by its class and model_type, or else by one of them.
 
+    Of several for a model_type, the one of that name is meant.
+
     Raises:
         ConvertError: two descriptions are for it.
     """
@@ -39,6 +41,7 @@ def architecture_of(config: Mapping[str, Any]) -> str | None:
     by_class = [item for item in known if first in item.classes]
     found = next((group for group in (both, by_type, by_class) if group), [])
     own = [item for item in found if is_foreign(item.name)] or found
+    own = [item for item in own if item.name == kind] or own
     if len(own) > 1:
         raise ConvertError(_ambiguous(kind, own))
     return own[0].name if own else None

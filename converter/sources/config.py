@@ -25,18 +25,18 @@ class SourceConfig:
 def source_config(values: Mapping[str, Any]) -> SourceConfig | None:
     """config.json of the source that a composed recipe's `values` name.
 
-    The folder's own, or else what the model states, or else the repository's on the hub. None where
-    there is none to read: what is wrong with the source is said when it is opened.
+    What the model states, or else the folder's own, or else the repository's on the hub. None where
+    there is none to read: what is wrong with the source is said when it is opened. A checkpoint of
+    another kind than the recipe's model is refused then, too.
     """
     source, model = values.get("source") or {}, values.get("model") or {}
     path, stated = source.get("path"), model.get("config")
     if source.get("kind") == "demo":
         path = str(demo_folder())
-    found = _in_folder(path) if isinstance(path, str) and path.strip() else None
-    if found is not None:
-        return found
     if stated:
         return SourceConfig(stated, f"the model {model.get('name') or ''}".strip())
+    if isinstance(path, str) and path.strip():
+        return _in_folder(path)
     repo = source.get("repo")
     if path is None and source.get("kind") == "checkpoint" and isinstance(repo, str) and repo:
         return _on_hub(repo, source.get("revision"))
