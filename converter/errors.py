@@ -6,6 +6,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+LONGEST_LINE = 600
+"""Characters of a line of a problem; a file's own texts can be of any length."""
+LISTED_ALIKE = 3
+"""Problems that differ in their names only, and are said one by one."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -38,7 +43,7 @@ class Problem:
             lines.append(f"  expected: {self.expected}")
         if self.remedy:
             lines.append(f"  next:     {self.remedy}")
-        return "\n".join(lines)
+        return "\n".join(map(shortened, lines))
 
     def at(self, place: str) -> Problem:
         """The same problem, found in `place`; a place that it has already stands behind it."""
@@ -64,6 +69,28 @@ def raise_if(problems: Iterable[Problem]) -> None:
     found = tuple(dict.fromkeys(problems))
     if found:
         raise ConvertError(found)
+
+
+def gathered(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """The problems, of many alike the first and how many more there are.
+
+    Alike are those with the same `expected` and `remedy`: of a hundred shards, or of tokens.
+    """
+    kinds: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault((problem.expected, problem.remedy), []).append(problem)
+    for alike in kinds.values():
+        if len(alike) <= LISTED_ALIKE:
+            yield from alike
+        else:
+            count = f"There are {len(alike) - 1} more of this kind."
+            yield replace(alike[0], found=f"{alike[0].found} {count}")
+
+
+def shortened(line: str) -> str:
+    """The line, without its middle where it is too long."""
+    half = (LONGEST_LINE - 3) // 2
+    return line if len(line) <= LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
 
 
 def first_line(error: BaseException) -> str:

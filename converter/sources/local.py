@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from converter.errors import ConvertError, Problem, raise_if
+from converter.errors import ConvertError, Problem, gathered, raise_if
 from converter.model.checkpoint import Checkpoint, read_json
 from converter.model.json_schema import JsonFile, value_problems
 from converter.weights.safetensors_file import open_safetensors
@@ -139,7 +139,7 @@ def read_index(path: Path) -> dict[str, str]:
     content = read_json(path)
     raise_if(value_problems(IndexFile, content, str(path)))
     weight_map: dict[str, str] = content["weight_map"]
-    raise_if(_unsafe_names(path, weight_map.values()))
+    raise_if(gathered(_unsafe_names(path, weight_map.values())))
     return weight_map
 
 
@@ -165,7 +165,7 @@ def _open_shards(folder: Path, form: WeightForm) -> tuple[list[Path], dict[str, 
         absent = [name for name in wanted if name not in found]
         problems += [_not_in_shard(absent, shard, form)] if absent else []
         tensors |= found
-    raise_if(problems)
+    raise_if(gathered(problems))
     return shards, tensors
 
 

@@ -22,7 +22,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from converter.errors import ConvertError, Problem, raise_if
+from converter.errors import ConvertError, Problem, gathered, raise_if
 from converter.tokenizer.chat_template import (
     IM_END,
     PUBLISHED_TEMPLATE,
@@ -150,7 +150,7 @@ def _from_sentencepiece(
     if uses_im_end(template.default):
         declared |= _assumed_chat_tokens(model, declared, vocab_size)
     added = resolve_added_tokens(model, declared, vocab_size)
-    raise_if([*added.problems, *template.problems])
+    raise_if([*gathered(added.problems), *template.problems])
     given = settings.get(TOKENIZER_CONFIG, {})
     add_bos = {"add_bos_token": bool(given.get("add_bos_token", True)) and model.bos_id >= 0}
     content = build_tokenizer_json(model, added, **add_bos)

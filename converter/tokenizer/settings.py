@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.errors import ConvertError, Problem, first_line, raise_if
+from converter.errors import ConvertError, Problem, first_line, gathered, raise_if
 from converter.tokenizer.template_source import TEMPLATE_FILE, TEMPLATE_FOLDER, TEMPLATE_JSON
 
 TOKENIZER_CONFIG, TOKENS_MAP = "tokenizer_config.json", "special_tokens_map.json"
@@ -54,7 +54,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
             settings[path.relative_to(folder).as_posix()] = read(path)
         except ConvertError as error:
             problems += error.problems
-    raise_if([*problems, *_type_problems(folder, settings)])
+    raise_if(gathered([*problems, *_type_problems(folder, settings)]))
     return settings
 
 

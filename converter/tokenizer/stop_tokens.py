@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from converter.errors import Problem
+from converter.errors import Problem, gathered
+from converter.model.json_schema import shown
 from converter.tokenizer.jinja import RenderError, render
 from converter.tokenizer.settings import TOKENIZER_CONFIG, TOKENS_MAP, token_text
 
@@ -73,11 +74,16 @@ def stop_problems(stops: StopTokens, vocab_size: int) -> Iterator[Problem]:
 
 def row_problems(stops: StopTokens, vocab_size: int) -> Iterator[Problem]:
     """Stop tokens that are no ids, or that the model has no row for."""
-    yield from stops.problems
-    for index, origin in stops.origins.items():
-        if not 0 <= index < vocab_size:
-            found = f"The stop token {index} of {origin} has no row."
-            yield Problem(found, f"an id below {vocab_size}", _REMEDY)
+    yield from gathered(stops.problems)
+    yield from gathered(
+        Problem(
+            f"The stop token {index} of {origin} has no row.",
+            f"an id below {vocab_size}",
+            _REMEDY,
+        )
+        for index, origin in stops.origins.items()
+        if not 0 <= index < vocab_size
+    )
 
 
 def turn_end(template: str, names: Mapping[str, str], tokens: Mapping[str, int]) -> str | None:
@@ -97,6 +103,5 @@ def _is_id(value: Any) -> bool:
 
 
 def _no_id(name: str, value: Any) -> Problem:
-    return Problem(
-        f"{name} has eos_token_id={value!r}.", "a whole number, or a list of them", _REMEDY
-    )
+    found = f"{name} has eos_token_id={shown(value)}."
+    return Problem(found, "a whole number, or a list of them", _REMEDY)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from converter.errors import Problem
+from converter.model.json_schema import shown
 from converter.tokenizer.jinja import syntax_problem
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -70,7 +71,7 @@ def _is_entry(value: Any) -> bool:
 
 def _odd_form(given: Any, where: str) -> Problem:
     return Problem(
-        f"{where} has a chat_template that is no template: {str(given)[:60]!r}.",
+        f"{where} has a chat_template that is no template: {shown(given)}.",
         "a text, or a list of objects with the texts name and template",
         "correct chat_template, or remove it for a model that only continues text",
     )

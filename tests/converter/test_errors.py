@@ -5,11 +5,19 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from converter.errors import ConvertError, Problem, first_line, together_with
+from converter.errors import (
+    LONGEST_LINE,
+    ConvertError,
+    Problem,
+    first_line,
+    gathered,
+    together_with,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ("found", "expected", "remedy")
@@ -54,6 +62,24 @@ def test_a_problem_shows_where_it_was_found_once() -> None:
         "  next:     mend it",
     ]
     assert problem.headline == "a.yaml: It is broken."
+
+
+def test_a_problem_is_short_whatever_a_file_holds() -> None:
+    problem = Problem(f"a.json has {'x' * 9999}.", "y" * 9999, "z" * 9999, where="w" * 9999)
+    lines = str(problem).splitlines()
+    assert max(map(len, lines)) <= LONGEST_LINE and len(lines) == 3
+    assert lines[0].startswith("www") and lines[0].endswith("xxx.")
+
+
+def test_of_many_problems_alike_the_first_is_said_and_their_number() -> None:
+    def shards(count: int) -> list[Problem]:
+        return [Problem(f"{number} is gone.", "a shard", "fetch it") for number in range(count)]
+
+    other = Problem("b is bad.", "a sound file", "mend it")
+    assert list(gathered([*shards(3), other])) == [*shards(3), other]
+    first, second = gathered([*shards(2), other, *shards(7)[2:]])
+    assert first == replace(shards(1)[0], found="0 is gone. There are 6 more of this kind.")
+    assert second == other
 
 
 @pytest.mark.parametrize(
