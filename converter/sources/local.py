@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -12,7 +13,7 @@ from pydantic import Field
 
 from converter.errors import ConvertError, Problem, gathered, raise_if
 from converter.model.checkpoint import Checkpoint, read_json
-from converter.model.json_schema import JsonFile, value_problems
+from converter.model.json_schema import JsonFile, shown, value_problems
 from converter.weights.safetensors_file import open_safetensors
 from converter.weights.torch_file import open_torch_file
 from converter.weights.weight import Weight
@@ -31,6 +32,8 @@ SAFETENSORS = WeightForm("model.safetensors", "model.safetensors.index.json", op
 TORCH = WeightForm("pytorch_model.bin", "pytorch_model.bin.index.json", open_torch_file)
 TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
 """Chat templates, by the names that transformers gives the files."""
+LONGEST_NAME = 255
+"""Bytes of a file's name that file systems take."""
 FORMS = (SAFETENSORS, TORCH)
 """In order of preference."""
 WEIGHTS = "weights, one file or shards with their index, as transformers saves them"
@@ -171,12 +174,22 @@ def _open_shards(folder: Path, form: WeightForm) -> tuple[list[Path], dict[str, 
 
 def _unsafe_names(index: Path, names: Iterable[Any]) -> Iterable[Problem]:
     for name in sorted(set(map(str, names))):
-        if PurePosixPath(name).name != name or name in ("", ".", "..") or "\\" in name:
+        if not _is_file_name(name):
             yield Problem(
-                f"{index} names the shard {name!r}.",
+                f"{index} names the shard {shown(name)}.",
                 "a plain file name inside the checkpoint folder",
                 "fetch the checkpoint from its publisher; do not trust this one",
             )
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a file of a folder can have the name, on whatever system it was written."""
+    try:
+        length = len(os.fsencode(name))
+    except UnicodeEncodeError:
+        return False
+    plain = PurePosixPath(name).name == name and name not in ("", ".", "..")
+    return plain and length <= LONGEST_NAME and not set(name) & set("\\\0")
 
 
 def _no_weights(folder: Path) -> Problem:

@@ -62,8 +62,19 @@ def test_every_damaged_shard_is_listed(sharded: Path) -> None:
     assert f"{shards[2]} lacks the tensor {gone}" in text
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", ".."])
-def test_a_shard_outside_of_the_folder_is_refused(sharded: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.safetensors",
+        "/etc/passwd",
+        "a/b.safetensors",
+        "..",
+        "x" * 30_000,
+        "a\0b",
+        "\ud800",
+    ],
+)
+def test_a_shard_is_a_file_of_the_folder(sharded: Path, name: str) -> None:
     index = sharded / "model.safetensors.index.json"
     values = json.loads(index.read_text())
     values["weight_map"]["output.weight"] = name
@@ -133,6 +144,17 @@ def test_a_shard_index_names_files(sharded: Path, value: object) -> None:
     index.write_text(json.dumps(content))
     with pytest.raises(ConvertError, match="weight_map="):
         open_local(sharded)
+
+
+def test_missing_shards_are_counted(sharded: Path) -> None:
+    for shard in sharded.glob("*.safetensors"):
+        shard.unlink()
+    index = sharded / "model.safetensors.index.json"
+    names = {f"{n}.weight": f"model-{n:05}-of-00400.safetensors" for n in range(400)}
+    index.write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(ConvertError, match="There are 399 more of this kind") as caught:
+        open_local(sharded)
+    assert len(caught.value.problems) == 1
 
 
 def test_a_link_to_a_shard_that_is_gone_is_named(sharded: Path) -> None:
