@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-LONGEST_LINE = 600
+LONGEST_LINE = 1000
 """Characters of a line of a problem; a file's own texts can be of any length."""
 LISTED_ALIKE = 3
 """Problems that differ in their names only, and are said one by one."""

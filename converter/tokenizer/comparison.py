@@ -79,14 +79,13 @@ def compare_with_runtime(files: Mapping[str, bytes], expected: Expected) -> Comp
         runtime = RuntimeTokenizer(files)
     except Exception as error:  # the runtime raises bare exceptions of several types
         return Comparison(problems=(_cannot_load(error),))
-    notes, problems = [], []
+    notes: list[str] = []
+    problems: list[Problem] = []
     if expected.template is not None:
-        for found in (_template_problem, _template_note):
-            said = found(_template_differences(runtime, expected))
-            if isinstance(said, Problem):
-                problems.append(said)
-            elif said is not None:
-                notes.append(said)
+        endless = _endless(expected)
+        differing = [] if endless else _template_differences(runtime, expected)
+        problems += [said for said in (endless, _template_problem(differing)) if said]
+        notes += [said for said in (_refusal_note(expected), _template_note(differing)) if said]
     total, wrong = _differing_texts(runtime, expected, files["tokenizer.json"])
     example = wrong[0].text if wrong else ""
     return Comparison(
@@ -132,6 +131,27 @@ def _template_differences(
                 shown = _apart(theirs, ours)
                 differing.append(_TemplateDifference(sample, generation, *shown))
     return differing
+
+
+def _endless(expected: Expected) -> Problem | None:
+    """The problem of a template whose macros call themselves; the runtime would die of it."""
+    for sample in SAMPLES:
+        said = _or_refusal(lambda s=sample: expected.render(s, True))
+        if isinstance(said, Exception) and isinstance(said.__cause__, RecursionError):
+            return Problem(
+                f"The chat template calls itself without end for {sample.name}.",
+                "a template that ends",
+                "correct chat_template in the checkpoint's folder",
+            )
+    return None
+
+
+def _refusal_note(expected: Expected) -> str | None:
+    """What whoever chats will see first, when the template refuses the simplest question."""
+    said = _or_refusal(lambda: expected.render(SAMPLES[0], True))
+    if isinstance(said, str):
+        return None
+    return f"the chat template refuses {SAMPLES[0].name}: {_line(str(said))}"
 
 
 def _or_refusal(rendered: Any) -> str | Exception:

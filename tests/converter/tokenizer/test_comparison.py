@@ -111,3 +111,15 @@ def test_the_template_for_tools_is_what_is_expected_with_tools() -> None:
     }
     assert texts == {False: "plain", True: "tools"}
     assert render("plain", [], None, True, {}) == "plain"
+
+
+def test_a_template_that_refuses_a_question_is_noted() -> None:
+    (note,) = compared("{{ raise_exception('Not this one') }}").notes
+    assert "refuses a question" in note and "Not this one" in note
+    (note,) = compared("{{ who.name.first }}").notes
+    assert "'who' is undefined" in note
+
+
+def test_a_template_that_calls_itself_without_end_is_refused() -> None:
+    (problem,) = compared("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}").problems
+    assert "without end" in problem.found
