@@ -10,7 +10,7 @@ from typing import Any
 
 from converter.errors import ConvertError, Problem, raise_if
 from converter.model.config_file import GenerationConfigFile
-from converter.model.json_schema import value_problems
+from converter.model.json_schema import surrogate_problem, value_problems
 from converter.weights.stand_in import stand_in
 from converter.weights.weight import Weight
 
@@ -65,7 +65,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if problem is not None:
         raise ConvertError(problem)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
     except FileNotFoundError:
         raise ConvertError(
             Problem(
@@ -84,4 +85,5 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConvertError(
             Problem(f"{path} holds a {type(value).__name__}.", "a JSON object", "fetch it again")
         )
+    raise_if(filter(None, [surrogate_problem(path, text, value)]))
     return value

@@ -6,7 +6,10 @@ transformers' classes, whose defaults apply then.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +18,7 @@ from converter.errors import Problem
 
 LONGEST_SHOWN = 60
 """Characters of a wrong value that a problem shows."""
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 Size = Annotated[int, Field(gt=0, lt=2**31)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -43,6 +47,22 @@ def value_problems(
             expected = schema.model_fields[key].description or "another type of value"
             found = f"{key}={shown(values[key])}" if key in values else f"no {key}"
             yield Problem(f"{file} has {found}.", expected, f"correct {file}")
+
+
+def surrogate_problem(path: Path, text: str, content: Any) -> Problem | None:
+    """A problem when a JSON text escapes half of a character, which no other file can hold."""
+    if not _HALF.search(text):
+        return None
+    try:
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start]).strip("'")
+        return Problem(
+            f"{path} holds {half}, half of a character in UTF-16.",
+            "texts of whole characters",
+            "correct the text, or fetch the file again",
+        )
+    return None
 
 
 def shown(value: Any) -> str:

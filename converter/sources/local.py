@@ -126,11 +126,8 @@ def small_files(folder: Path) -> list[Path]:
     """A checkpoint folder's configs and tokenizer files; weights and their index left out."""
     indexes = {form.index for form in FORMS}
     configs = [path for path in sorted(folder.glob("*.json")) if path.name not in indexes]
-    others = (*TEMPLATES, "tokenizer.model")
-    return [
-        *configs,
-        *(path for name in others for path in sorted(folder.glob(name)) if path.is_file()),
-    ]
+    named = [path for name in (*TEMPLATES, "tokenizer.model") for path in sorted(folder.glob(name))]
+    return [path for path in (*configs, *named) if path.is_file()]
 
 
 def read_index(path: Path) -> dict[str, str]:

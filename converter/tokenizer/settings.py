@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConvertError, Problem, first_line, gathered, raise_if
+from converter.model.json_schema import surrogate_problem
 from converter.tokenizer.template_source import TEMPLATE_FILE, TEMPLATE_FOLDER, TEMPLATE_JSON
 
 TOKENIZER_CONFIG, TOKENS_MAP = "tokenizer_config.json", "special_tokens_map.json"
@@ -90,6 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConvertError(
             Problem(f"{path} holds a {type(content).__name__}.", "a JSON object", "fetch it again")
         )
+    raise_if(filter(None, [surrogate_problem(path, text, content)]))
     return content
 
 

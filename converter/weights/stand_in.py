@@ -21,11 +21,18 @@ def stand_in(path: Path) -> Problem | None:
             "the file itself, or a link to it",
             "fetch the file again; a pruned cache of the hub leaves such links",
         )
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        found = f"{path} is a pipe or a device, which is no file."
+        return Problem(found, "a file", "remove it, and fetch the file again")
     try:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError:
         return None
+    return _by_start(path, start)
+
+
+def _by_start(path: Path, start: bytes) -> Problem | None:
     if start.startswith(POINTER):
         return Problem(
             f"{path} is a Git LFS pointer, a text of a few lines in the place of the file.",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,3 +164,15 @@ def test_a_link_to_a_shard_that_is_gone_is_named(sharded: Path) -> None:
     shard.symlink_to("../blobs/gone")
     with pytest.raises(ConvertError, match=r"link to \.\./blobs/gone"):
         open_local(sharded)
+
+
+def test_what_is_no_file_is_neither_read_nor_hashed(tiny_checkpoint: Callable[..., Path]) -> None:
+    folder = tiny_checkpoint()
+    (folder / "generation_config.json").mkdir()
+    os.mkfifo(folder / "added_tokens.json")
+    checkpoint = open_local(folder)
+    assert {path.name for path in checkpoint.files if path.suffix == ".json"} == {"config.json"}
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(ConvertError, match=r"config\.json is a pipe"):
+        open_local(folder)

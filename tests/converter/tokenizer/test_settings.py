@@ -110,3 +110,12 @@ def test_tokens_by_themselves_and_as_objects() -> None:
     assert [token_text(entry) for entry in ("a", {"content": "b"}, None, 5)] == [
         "a", "b", None, None]  # fmt: skip
     assert listed_tokens({"x": "a"}) == ["a"] and listed_tokens(None) == []
+
+
+def test_half_of_a_character_is_refused_and_a_whole_one_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "added_tokens.json"
+    path.write_text(r'{"\ud83d\ude42": 5, "a\\ud83d": 6}')
+    assert read_settings(tmp_path) == {path.name: {"\U0001f642": 5, "a\\ud83d": 6}}
+    path.write_text(r'{"\ud83d": 5}')
+    with pytest.raises(ConvertError, match=r"holds \\ud83d, half of a character"):
+        read_settings(tmp_path)
