@@ -10,23 +10,31 @@ from typing import Any
 
 from converter.engine.contract import Done, Pass, Run
 from converter.engine.estimates import smallest_size, writing_memory
-from converter.errors import Problem
+from converter.errors import ConvertError, Problem
 from converter.graph.form import context_length, recipe_form
 from converter.graph.graph import Graph
 from converter.graph.tensors import model_weights
 from converter.machine.disk import RESULT, Room
 from converter.model.decoder import Decoder
-from converter.output.genai_config import genai_config
+from converter.output.genai_config import (
+    genai_config,
+    generation_problems,
+    search_size_problems,
+)
 from converter.output.lock import lock_entries, resolved_recipe
 from converter.output.model_writer import write_model
 from converter.output.package import Package
+from converter.output.packaged_tokenizer import (
+    packaged_tokenizer,
+    token_ids,
+    tokenizer_notes,
+    tokenizer_problems,
+)
 from converter.output.place import output_folder
-from converter.output.tokens import packaged_tokenizer, token_ids, token_problems
 from converter.progress import format_bytes
 from converter.recipe.schema import Recipe
 from converter.storage.hashing import file_entries
 from converter.storage.staging import RECIPE_FILE
-from converter.tokenizer import TokenizerFiles
 
 
 class MakePackage(Pass[Graph, Package]):
@@ -43,8 +51,16 @@ class MakePackage(Pass[Graph, Package]):
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
         if decoder is None:
             return
+        checkpoint, vocab_size = decoder.checkpoint, decoder.architecture.vocab_size
+        yield from tokenizer_problems(recipe, checkpoint, vocab_size)
+        try:
+            generation = checkpoint.generation_config
+        except ConvertError as error:
+            yield from error.problems
+            return
+        yield from generation_problems(generation, recipe.target, vocab_size)
         length = context_length(decoder.architecture, recipe)
-        yield from token_problems(recipe, decoder, length)
+        yield from search_size_problems(recipe.target, length, vocab_size)
 
     def disk(self, recipe: Recipe, decoder: Decoder) -> Iterable[Room]:
         yield Room(
@@ -63,7 +79,9 @@ class MakePackage(Pass[Graph, Package]):
         with ThreadPoolExecutor(1) as pool:
             # Hashing leaves the interpreter to the writer.
             sources = pool.submit(file_entries, checkpoint.files, recipe.threads)
-            tokenizer = self._tokenizer(artifact, run)
+            tokenizer = packaged_tokenizer(checkpoint, artifact.decoder.architecture.vocab_size)
+            for note in tokenizer_notes(recipe, tokenizer):
+                run.progress.message(note)
             write_model(artifact.model, folder, recipe.threads, run.progress.advance)
             run.staging.lock |= lock_entries(recipe.name, checkpoint, sources.result())
         tokens = token_ids(checkpoint, tokenizer)
@@ -77,26 +95,6 @@ class MakePackage(Pass[Graph, Package]):
         (folder / RECIPE_FILE).write_text(resolved_recipe(recipe), encoding="utf-8")
         nbytes = sum(path.stat().st_size for path in folder.iterdir())
         return Done(Package(folder, artifact, nbytes), summary=format_bytes(nbytes))
-
-    def _tokenizer(self, graph: Graph, run: Run) -> TokenizerFiles | None:
-        tokenizer = packaged_tokenizer(graph.decoder)
-        if tokenizer is None:
-            run.progress.message("The source has no tokenizer: the folder takes token ids only.")
-            return None
-        if run.recipe.model.chat and not tokenizer.is_chat:
-            run.progress.message(
-                "The recipe is for a chat model, and the source has no chat template: "
-                "`convert chat` will continue plain text."
-            )
-        hidden = tokenizer.hidden_tool_tokens
-        if hidden:
-            run.progress.message(
-                f"Decoded text does not show the special tokens of a tool call, "
-                f"{', '.join(hidden)}: look for their ids in the answer."
-            )
-        for note in tokenizer.notes + tokenizer.comparison.notes:
-            run.progress.message(f"tokenizer: {note}")
-        return tokenizer
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

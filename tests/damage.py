@@ -13,8 +13,8 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from converter.sources.config import demo_folder
 from converter.tokenizer import prepare_tokenizer
-from passes.load import demo_folder
 
 VOCAB_SIZE = 1024
 TEMPLATE = (

@@ -78,9 +78,7 @@ def plan_sweep(words: Sequence[str]) -> SweepPlan:
     """
     words = _with_sweep_file(words)
     prepared = compose.prepare(words, sweep=True)
-    parsed = map(compose.parse_word, prepared.words)
-    # The command line has the last word, whether it is one value or several.
-    items = list({item.key_or_group: item for item in parsed}.values())
+    items = _last_words([compose.parse_word(word) for word in prepared.words])
     swept = [item for item in items if item.is_sweep_override()]
     raise_if(_count_problems(swept))
     fixed = [item.input_line for item in items if not item.is_sweep_override()]
@@ -331,6 +329,24 @@ def _report(folder: Path, rows: Sequence[sweep.Row]) -> int:
     print(f"{done} of {len(rows)} jobs done; see {folder / 'summary.html'}", file=sys.stderr)
     print(folder)
     return 0 if done == len(rows) else 1
+
+
+def _last_words(items: Sequence[Any]) -> list[Any]:
+    """The last word about each key, whether it is one value or several.
+
+    Raises:
+        ConvertError: a key is swept twice; both words may be meant.
+    """
+    found: dict[str, Any] = {}
+    problems = []
+    for item in items:
+        key = item.key_or_group
+        if item.is_sweep_override() and key in found and found[key].is_sweep_override():
+            remedy = f"write {key}=a,b,c once"
+            problems.append(Problem(f"{key} is swept twice.", "one word for a key", remedy))
+        found[key] = item
+    raise_if(problems)
+    return list(found.values())
 
 
 def _texts(item: Any) -> list[str]:

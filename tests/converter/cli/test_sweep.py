@@ -90,6 +90,7 @@ def test_a_finished_sweep_is_shown_again_without_its_source(
         (["quant.bits=4,8", "hydra/launcher=slurm"], "submitit_slurm"),
         (["quant.bits=4,8", "hydra.sweep.dir=/tmp/x"], "hydra.sweep.dir"),
         (["quant.bits=4,8", "quant.block_size=range(16,2000)"], "at most 1000"),
+        (["quant.bits=4,8", "quant.bits=8,4"], "swept twice"),
         (["quant=glob(rtn*)"], "is a pattern"),
         (["quant.block_size=32,128,16"], "96 columns"),  # the checkpoint's headers say so
         (["quant.block_size=16,32", "passes=[load,layuot]"], "layuot"),
@@ -112,6 +113,20 @@ def test_output_that_is_no_place_for_a_sweep_is_left_alone(tmp_path: Path) -> No
     with pytest.raises(ConvertError, match="holds other files, such as file"):
         sweep.main([*TINY, "quant.block_size=32,16", f"output={tmp_path}"])
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        (["quant.bits=4,8", "quant.block_size=16,32", "quant.bits=8"], "quant.block_size"),
+        (["quant.bits=8", "quant.bits=4,8"], "quant.bits"),
+        (["quant.bits=4,8", "quant.bits=8", "quant.bits=8,4"], "quant.bits"),
+    ],
+)
+def test_the_command_line_has_the_last_word(words: list[str], settings: str) -> None:
+    jobs = sweep.plan_sweep([*TINY, *words]).jobs
+    assert [job.settings.keys() for job in jobs] == [{settings}] * 2
+    assert {job.values["quant"]["bits"] for job in jobs} <= {4, 8}
 
 
 def test_list_that_a_sweep_sets_is_one_value() -> None:
@@ -259,16 +274,3 @@ def test_jobs_share_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(reference) == 1
     rows = summary(tmp_path / "out")
     assert all(float(row["evaluate.mean_kld"]) > 0 for row in rows)
-
-
-@pytest.mark.parametrize(
-    ("words", "values"),
-    [
-        (["quant.bits=4,8", "quant.bits=8", "quant.block_size=16,32"], {8}),
-        (["quant.bits=8", "quant.bits=4,8"], {4, 8}),
-        (["quant.bits=4,8", "quant.bits=8,4"], {4, 8}),
-    ],
-)
-def test_the_last_word_for_a_key_counts(words: list[str], values: set[int]) -> None:
-    plan = sweep.plan_sweep(["recipe=internlm2_7b_cpu_int4", *words])
-    assert {job.values["quant"]["bits"] for job in plan.jobs} == values
