@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from converter.errors import ConvertError, Problem, raise_if
+from converter.errors import ConvertError, Problem, first_line, raise_if
 from converter.output.published import read_lock
 from converter.providers import PROVIDERS
 from converter.storage.staging import LOCK
@@ -66,10 +66,10 @@ class Runtime:
         self.context_length: int = config["context_length"]
         bos = config.get("bos_token_id")
         self.bos = [bos] if tokenizer_config.get("add_bos_token") and bos is not None else []
-        self.goes_back = all(_rewinds(name) for name in _providers(config))
         self._module = _import_runtime()
         with _loading(folder, _OTHER_PROVIDER):
             self._model = self._module.Model(str(folder))
+        self.goes_back = all(_rewinds(name) for name in _providers(config))
         with _loading(folder, _BROKEN_TOKENIZER):
             self.tokenizer = self._module.Tokenizer(self._model)
         stops = list(map(int, self.tokenizer.eos_token_ids))
@@ -122,8 +122,8 @@ def _read_object(path: Path) -> tuple[dict[str, Any] | None, list[Problem]]:
     """The JSON object in a file of the folder; None, and why, when there is none."""
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        return None, [_not_converted(f"{path} cannot be read: {error}")]
+    except (OSError, ValueError, RecursionError) as error:
+        return None, [_not_converted(f"{path} cannot be read: {first_line(error)}")]
     if not isinstance(content, dict):
         return None, [_not_converted(f"{path} holds a {type(content).__name__}, not an object")]
     return content, []

@@ -126,6 +126,16 @@ def test_configs_are_objects_with_what_the_runtime_needs(
         assert any(part in item for item in said)
 
 
+@pytest.mark.parametrize("options", [5, [], {"provider_options": [5]}, {"provider_options": 5}])
+def test_session_options_of_another_type_are_refused(folder: Path, options: object) -> None:
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["model"]["decoder"]["session_options"] = options
+    path.write_text(json.dumps(config))
+    (said,) = problems(lambda: Runtime(folder))
+    assert "genai_config.json" in said
+
+
 def test_what_is_no_text_is_refused(folder: Path) -> None:
     runtime = Runtime(folder)
     for call in (
