@@ -18,6 +18,7 @@ from converter.cli.compose import compose_recipe
 from converter.engine.execution import find_problems, run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
+from converter.progress import Silent
 from converter.recipe.schema import Recipe
 
 SCREEN = 40
@@ -75,12 +76,24 @@ def attempt(source: Path, damages: Sequence[damage.Damage], whole: bool) -> str:
         output.parent.mkdir()
         recipe = deepcopy(_recipe())
         recipe.source.path, recipe.output = str(copy), str(output)
-        said = refusal(recipe, whole)
+        notes = Notes()
+        said = refusal(recipe, whole, notes)
         left = [path.name for path in output.parent.iterdir()]
         assert left == ([] if said or not whole else ["output"])
-        lines = sum(1 + len(line) // COLUMNS for line in said.splitlines())
-        assert lines <= SCREEN, said[:3000]
+        for text in (said, "\n".join(notes.said)):
+            lines = sum(1 + len(line) // COLUMNS for line in text.splitlines())
+            assert lines <= SCREEN, text[:3000]
         return said
+
+
+class Notes(Silent):
+    """Keeps what a conversion says on its way."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
 
 
 @cache
@@ -88,12 +101,12 @@ def _recipe() -> Recipe:
     return compose_recipe([*WORDS, "source.path=x", "output=x"])
 
 
-def refusal(recipe: Recipe, whole: bool) -> str:
+def refusal(recipe: Recipe, whole: bool, notes: Notes) -> str:
     """What is said against a recipe's checkpoint; any other exception goes through."""
     passes = [item for item in make_passes(recipe.passes) if item.enabled(recipe)]
     try:
         if whole:
-            run_recipe(recipe, passes)
+            run_recipe(recipe, passes, notes)
             return ""
         return "\n".join(map(str, find_problems(recipe, passes, Path(recipe.output or ""))[1]))
     except ConvertError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConvertError, Problem, raise_if
+from converter.model.json_schema import shown
 
 SPACE = "\u2581"
 """What SentencePiece writes for a space."""
@@ -105,7 +106,26 @@ def _problems(path: Path, proto: Any, pieces: Sequence[str], types: Sequence[int
                 _OTHER_TOKENIZER,
             )
         ]
+    damage = _damage(path, proto.trainer_spec, pieces)
+    if damage is not None:
+        return [damage]
     return _normalizer_problems(path, proto) + _piece_problems(path, pieces, types)
+
+
+def _damage(path: Path, trainer: Any, pieces: Sequence[str | bytes]) -> Problem | None:
+    """What no trainer writes."""
+    broken = [piece for piece in pieces if isinstance(piece, bytes)]  # protobuf decodes all others
+    ids = {name: getattr(trainer, name) for name in ("unk_id", "bos_id", "eos_id", "pad_id")}
+    past = [f"{name} {index}" for name, index in ids.items() if index >= len(pieces)]
+    if broken:
+        found = f"{len(broken)} pieces that are not UTF-8, such as {shown(broken[0])}"
+    elif len(set(pieces)) < len(pieces):
+        found = f"{len(pieces) - len(set(pieces))} pieces twice"
+    elif past:
+        found = f"{len(pieces)} pieces and {', '.join(past)}"
+    else:
+        return None
+    return Problem(f"{path} has {found}.", "a whole SentencePiece model", _FETCH_AGAIN)
 
 
 def _normalizer_problems(path: Path, proto: Any) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,31 @@ def changed(tmp_path: Path, change: str) -> str:
 def test_what_tokenizers_cannot_reproduce_is_named(tmp_path: Path, change: str, part: str) -> None:
     text = changed(tmp_path, change)
     assert part in text and "SentencePiece BPE model" in text
+
+
+@pytest.mark.parametrize(
+    ("damage", "part"),
+    [
+        (lambda content: content.replace(b"the", b"t\x80e", 1), "1 pieces that are not UTF-8"),
+        (lambda content: content + content, "pieces twice"),
+    ],
+)
+def test_a_damaged_model_is_named(
+    tmp_path: Path, damage: Callable[[bytes], bytes], part: str
+) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(damage((DEMO / "tokenizer.model").read_bytes()))
+    with pytest.raises(ConvertError, match=part):
+        read_sentencepiece_model(path)
+
+
+def test_ids_of_special_tokens_are_among_the_pieces(tmp_path: Path) -> None:
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString((DEMO / "tokenizer.model").read_bytes())
+    proto.trainer_spec.bos_id = 99_999
+    (tmp_path / "m").write_bytes(proto.SerializeToString())
+    with pytest.raises(ConvertError, match="bos_id 99999"):
+        read_sentencepiece_model(tmp_path / "m")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x0a", b"not a model", b'{"model": {}}'])
