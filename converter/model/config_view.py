@@ -98,11 +98,17 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
     except Exception as error:  # any of the checks in transformers' classes
         raise ConvertError(
             Problem(
-                f"{CONFIG_FILE} is refused by transformers: {first_line(error)}.",
+                f"{CONFIG_FILE} is refused by transformers: {_reason(error)}.",
                 f"values that its class for {kind} takes",
                 f"correct {CONFIG_FILE}",
             )
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What a class says; its validators name themselves in the lines before."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return first_line(Exception(lines[-1].rstrip("."))) if lines else type(error).__name__
 
 
 def _plain(value: Any) -> Any:

@@ -132,3 +132,47 @@ def test_config_problems_come_together(tmp_path: Path) -> None:
     text = str(caught.value)
     for part in ("vocab_size", "'big'", "num_hidden_layers=0", "4 key-value", "factor 0.5"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"q_nrom": "q"}, "names 'q_nrom', which is no tensor of a decoder"),
+        ({"input_layernorm": "x"}, "names 'input_layernorm', which is no tensor of a decoder"),
+        ({"o_proj": None}, "does not name o_proj: every decoder has it"),
+        ({"q_norm": "attention.q_norm"}, "names q_norm, and graph.attention.qk_norm makes no use"),
+        ({"sinks": "attention.sinks"}, "names sinks, and graph.attention.sinks makes no use"),
+    ],
+    ids=str,
+)
+def test_names_of_a_description_must_have_a_use(
+    parts: Any, changes: dict[str, Any], said: str
+) -> None:
+    recipe, config, tensors = parts
+    recipe.layout.layer_tensors = {**recipe.layout.layer_tensors, **changes}
+    with pytest.raises(ConvertError, match=said):
+        decode(recipe, config, tensors)
+
+
+def test_a_tensor_with_a_place_cannot_be_ignored(parts: Any) -> None:
+    recipe, config, tensors = parts
+    recipe.layout.ignored = ["*attention_norm*"]
+    with pytest.raises(ConvertError, match=r"leaves out .*attention_norm.*decoder's.*attn_norm"):
+        decode(recipe, config, tensors)
+
+
+def test_a_bias_of_a_norm_that_has_none_is_refused(parts: Any) -> None:
+    recipe, config, tensors = parts
+    bias = TensorWeight(torch.zeros(config["hidden_size"]))
+    with pytest.raises(ConvertError, match=r"and graph\.norm\.type is rms"):
+        decode(recipe, config, tensors | {"model.norm.bias": bias})
+
+
+def test_published_weights_undo_what_reading_did(parts: Any) -> None:
+    from converter.model.decoder import published_weights
+
+    recipe, config, tensors = parts
+    decoder = decode(recipe, config, tensors)
+    found = published_weights(decoder, decoder.weights)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name].read(), tensors[name].read()) for name in tensors)

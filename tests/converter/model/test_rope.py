@@ -101,3 +101,65 @@ def test_what_cannot_be_followed_is_a_problem(config: dict[str, Any], part: str)
 )
 def test_null_is_the_default(config: dict[str, Any]) -> None:
     assert read_rope(config.get("rope_scaling"), config.get("rope_theta", 1e4)) == (Rope(), [])
+
+
+SHORT = [1.0 + number / 8 for number in range(HEAD_DIM // 2)]
+LONG = [1.0 + number for number in range(HEAD_DIM // 2)]
+SCALED: list[dict[str, Any]] = [
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0},
+    {"rope_type": "yarn", "factor": 4.0},
+    {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0, "beta_slow": 2.0},
+    {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5},
+    {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.3},
+    {"rope_type": "yarn", "factor": 4.0, "truncate": False},
+    {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG},
+    {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG, "factor": 4.0},
+]
+
+
+@pytest.mark.parametrize("length", [8, 16, 17, 32])
+@pytest.mark.parametrize("section", SCALED, ids=str)
+def test_scaled_caches_are_transformers(section: dict[str, Any], length: int) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    section = section | {"original_max_position_embeddings": 16, "rope_theta": 1e4}
+    config = LlamaConfig(
+        hidden_size=64,
+        num_attention_heads=4,
+        max_position_embeddings=LIMIT,
+        rope_parameters=copy.deepcopy(section),
+    )
+    inverse, scale = ROPE_INIT_FUNCTIONS[section["rope_type"]](config, "cpu", seq_len=length)
+    angles = torch.outer(torch.arange(length).float(), inverse)
+    rope, problems = read_rope(section, 1e4)
+    assert problems == []
+    cos, sin = (cache[-length:] for cache in rope.caches(HEAD_DIM, length, LIMIT))
+    assert torch.allclose(cos, angles.cos() * scale, atol=2e-5)
+    assert torch.allclose(sin, angles.sin() * scale, atol=2e-5)
+
+
+def test_longrope_has_the_rows_of_short_sequences_in_front() -> None:
+    section = SCALED[-1] | {"original_max_position_embeddings": 16}
+    rope, _ = read_rope(section, 1e4)
+    assert (rope.switch(16, LIMIT), rope.switch(17, LIMIT)) == (None, 16)
+    short, long = rope.caches(HEAD_DIM, 16, LIMIT)[0], rope.caches(HEAD_DIM, 20, LIMIT)[0]
+    assert short.shape[0] == 16 and long.shape[0] == 36
+    assert torch.equal(long[:16], short) and not torch.allclose(long[16:32], short)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"rope_type": "longrope", "short_factor": SHORT}, "long_factor=None"),
+        ({"rope_type": "longrope", "short_factor": SHORT, "long_factor": [1, "x"]}, "long_factor"),
+        ({"rope_type": "yarn", "factor": 2.0, "beta_fast": "x"}, "beta_fast='x'"),
+        ({"rope_type": "yarn", "factor": 2.0, "llama_4_scaling_beta": 0.1}, "llama_4_scaling_beta"),
+        ({"rope_type": "linear", "factor": 2.0, "mrope_section": [1]}, "mrope_section"),
+        ({"rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": -1}, "=-1"),
+    ],
+    ids=str,
+)
+def test_keys_of_a_section_are_read_or_refused(section: dict[str, Any], said: str) -> None:
+    rope, problems = read_rope(section, 1e4)
+    assert rope == Rope() and said in problems[0].found
