@@ -5,6 +5,7 @@ Both are asked while converting: token ids of hard texts, and every conversation
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from converter.tokenizer.conversations import SAMPLES, Sample
 from converter.tokenizer.hard_texts import hard_texts
 from converter.tokenizer.jinja import RenderError, render
 from converter.tokenizer.runtime_tokenizer import RuntimeTokenizer, runtime_is_installed
+from converter.tokenizer.tokenizer_json import read_with_library
 
 _WORDS = 40
 """Characters that an example shows of a longer text."""
@@ -221,10 +223,8 @@ def _differing_texts(
     runtime: RuntimeTokenizer, expected: Expected, content: bytes
 ) -> tuple[int, list[_TextDifference]]:
     """How many texts were compared, and those that the runtime or the written file misreads."""
-    from tokenizers import Tokenizer
-
-    reader = expected.tokenizer or Tokenizer.from_buffer(content)
-    written = Tokenizer.from_buffer(content) if expected.mended else reader
+    reader = expected.tokenizer or read_with_library(json.loads(content))
+    written = read_with_library(json.loads(content)) if expected.mended else reader
     added = reader.get_added_tokens_decoder()
     texts = list(hard_texts([added[index].content for index in sorted(added)]))
     wrong = []

@@ -203,13 +203,15 @@ def _splits_words(pre_tokenizer: Any) -> bool:
 def read_with_library(content: Mapping[str, Any]) -> Any:
     """A `tokenizers.Tokenizer` of the content, which the library checks in full.
 
+    Like transformers, it neither cuts nor pads a text, whatever the file says; trainers leave that.
+
     Raises:
         ConvertError: the library refuses it.
     """
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_str(json.dumps(content))
+        return Tokenizer.from_str(json.dumps({**content, "truncation": None, "padding": None}))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the library is no Exception

@@ -14,6 +14,7 @@ from converter.tokenizer import comparison, prepare_tokenizer
 from converter.tokenizer.comparison import Comparison, Expected, compare_with_runtime
 from converter.tokenizer.conversations import SAMPLES
 from converter.tokenizer.jinja import render
+from converter.tokenizer.tokenizer_json import read_with_library
 
 
 @cache
@@ -123,3 +124,15 @@ def test_a_template_that_refuses_a_question_is_noted() -> None:
 def test_a_template_that_calls_itself_without_end_is_refused() -> None:
     (problem,) = compared("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}").problems
     assert "without end" in problem.found
+
+
+def test_cutting_and_padding_that_a_trainer_left_are_no_difference() -> None:
+    content = json.loads(demo_files()["tokenizer.json"])
+    left = Tokenizer.from_str(json.dumps(content))
+    left.enable_truncation(4)
+    left.enable_padding(length=8)
+    reader = read_with_library(json.loads(left.to_str()))
+    files = {**demo_files(), "tokenizer.json": left.to_str().encode()}
+    for mended in (True, False):
+        assert compare_with_runtime(files, Expected(reader, mended)).differing == 0
+    assert compare_with_runtime(files, Expected(None)).differing == 0
