@@ -71,8 +71,8 @@ def raise_if(problems: Iterable[Problem]) -> None:
         raise ConvertError(found)
 
 
-def gathered(problems: Iterable[Problem]) -> Iterator[Problem]:
-    """The problems, of many alike the first and how many more there are.
+def gathered(problems: Iterable[Problem], listed: int = LISTED_ALIKE) -> Iterator[Problem]:
+    """The problems; of more than `listed` alike the first, and how many more there are.
 
     Alike are those with the same `expected` and `remedy`: of a hundred shards, or of tokens.
     """
@@ -80,7 +80,7 @@ def gathered(problems: Iterable[Problem]) -> Iterator[Problem]:
     for problem in problems:
         kinds.setdefault((problem.expected, problem.remedy), []).append(problem)
     for alike in kinds.values():
-        if len(alike) <= LISTED_ALIKE:
+        if len(alike) <= listed:
             yield from alike
         else:
             count = f"There are {len(alike) - 1} more of this kind."

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import ConvertError, Problem, raise_if
+from converter.errors import ConvertError, Problem, first_line, gathered, raise_if
 
 BUILTIN = "builtin"
 HALVES = ("calibration", "evaluation")
 _DATA = Path(__file__).parents[1] / "data" / "text"
 _FOLDER_SUFFIXES = (".txt", ".md", ".jsonl")
+_LISTED = 10
+"""Ways in which lines are wrong that are listed one by one."""
 _DOCUMENT_CHARACTERS = 1200
 _ROLES = {
     "system": "system",
@@ -286,18 +288,18 @@ def _conversations(
             continue
         try:
             yield _conversation(json.loads(line), render_chat)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reasons.setdefault(_reason(error), []).append(number)
-    for reason, (first, *others) in reasons.items():
-        more = f" and {len(others)} more" if others else ""
-        problems.append(
-            Problem(
-                f"{path}, line {first}{more}: {reason}.",
-                'one object per line: {"messages": [{"role": …, "content": …}]}, '
-                '{"conversations": [{"from": …, "value": …}]} or {"text": …}',
-                "correct or remove the line",
-            )
+    found = (
+        Problem(
+            f"{path}, line {first}{f' and {len(others)} more' if others else ''}: {reason}.",
+            'one object per line: {"messages": [{"role": …, "content": …}]}, '
+            '{"conversations": [{"from": …, "value": …}]} or {"text": …}',
+            "correct or remove the line",
         )
+        for reason, (first, *others) in reasons.items()
+    )
+    problems += gathered(found, listed=_LISTED)
 
 
 def _conversation(data: Any, render_chat: RenderChat) -> str:
@@ -323,13 +325,15 @@ def _message(role: Any, content: Any) -> Message:
 def _string(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} is a {type(value).__name__} where a string should be")
+    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+        raise ValueError(f"{name} holds half of a character in UTF-16")
     return value
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"the key {error} is missing"
-    return str(error)
+    return first_line(error)
 
 
 def _too_short(found: int, wanted: int, remedy: str) -> ConvertError:

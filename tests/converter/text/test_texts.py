@@ -244,3 +244,28 @@ def test_missing_and_empty_sources(tmp_path: Path) -> None:
     assert problems_of(tmp_path) == [f"The folder {tmp_path} holds no text."]
     with pytest.raises(ValueError, match="half"):
         load_text("builtin", half="third")
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        (r'{"text": "a \ud83d"}', "text holds half of a character"),
+        (r'{"messages": [{"role": "user", "content": "\ud83d"}]}', "content holds half"),
+        ('{"text": ' + "[" * 99_999, "recursion"),
+    ],
+)
+def test_a_line_that_no_tokenizer_takes_is_named(tmp_path: Path, line: str, part: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{line}\n" * 3)
+    with pytest.raises(ConvertError, match=part) as caught:
+        load_text(str(path))
+    assert len(caught.value.problems) == 1 and "line 1 and 2 more" in str(caught.value)
+
+
+def test_lines_that_are_wrong_in_many_ways_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    roles = (f'{{"messages": [{{"role": "r{n}", "content": "x"}}]}}' for n in range(500))
+    path.write_text("\n".join(roles))
+    with pytest.raises(ConvertError, match="There are 499 more") as caught:
+        load_text(str(path))
+    assert len(caught.value.problems) == 1
