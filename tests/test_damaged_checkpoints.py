@@ -47,6 +47,7 @@ FUZZING = settings(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", damage.SOURCES)
 @FUZZING
 @given(data=st.data())
@@ -56,6 +57,7 @@ def test_a_check_finds_what_is_wrong(
     attempt(sources[name], data.draw(damage.damages(sources[name])), whole=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", damage.SOURCES)
 @settings(FUZZING, max_examples=15)
 @given(data=st.data())
