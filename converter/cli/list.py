@@ -56,6 +56,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Run the verb."""
     words = [word.lower() for word in parsed.words]
+    if words and words[0].removesuffix("s") in folders():  # `list architectures` says the same
+        words[0] = words[0].removesuffix("s")
     if words[:1] == ["passes"]:
         print("\n".join(_passes()))
     elif words and words[0] in folders() and words[0] != RECIPE:

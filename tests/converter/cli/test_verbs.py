@@ -116,6 +116,7 @@ def test_list_has_models_exports_files_and_filters_by_all_words(
     assert "convert list" in refused(capsys, "list", "nothing-like-this")
     assert "quantize" in said(capsys, "list", "passes")
     assert "rtn" in said(capsys, "list", "quant").split()
+    assert said(capsys, "list", "architectures") == said(capsys, "list", "architecture")
 
 
 @pytest.mark.parametrize(("name", "size"), [("1_8b", "1.9 B"), ("7b", "7.7 B"), ("20b", "19.9 B")])
