@@ -93,7 +93,7 @@ class Runtime:
             text: str = self.tokenizer.apply_chat_template(
                 json.dumps(list(messages), ensure_ascii=False), add_generation_prompt=True
             )
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise ConvertError(_refused(error)) from error
         return text
 
@@ -216,7 +216,7 @@ def _rewinds(provider: str) -> bool:
     return provider not in PROVIDERS or PROVIDERS[provider].rewinds
 
 
-def _refused(error: RuntimeError) -> Problem:
+def _refused(error: RuntimeError | UnicodeDecodeError) -> Problem:
     return Problem(
         f"The chat template refuses this conversation: {template_words(error)}.",
         "messages as the model's template allows them",

@@ -125,6 +125,8 @@ def _template_differences(
     for sample in SAMPLES:
         for generation in (True, False):
             theirs = _or_refusal(lambda s=sample, g=generation: expected.render(s, g))
+            if isinstance(theirs, RenderError) and theirs.is_failure:
+                continue  # no template's meaning, and the runtime may never come back from it
             ours = _or_refusal(
                 lambda s=sample, g=generation: runtime.render(s.messages, s.tools, g)
             )
@@ -139,7 +141,7 @@ def _endless(expected: Expected) -> Problem | None:
     """The problem of a template whose macros call themselves; the runtime would die of it."""
     for sample in SAMPLES:
         said = _or_refusal(lambda s=sample: expected.render(s, True))
-        if isinstance(said, Exception) and isinstance(said.__cause__, RecursionError):
+        if isinstance(said, RenderError) and isinstance(said.__cause__, RecursionError):
             return Problem(
                 f"The chat template calls itself without end for {sample.name}.",
                 "a template that ends",

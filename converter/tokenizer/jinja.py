@@ -76,6 +76,11 @@ def _compiled(source: str) -> Template:
 class RenderError(Exception):
     """A template refuses a conversation, or fails on it; the text says how."""
 
+    @property
+    def is_failure(self) -> bool:
+        """Whether it failed as a program does, by splitting at nothing, say; it did not refuse."""
+        return not isinstance(self.__cause__, TemplateError)
+
 
 def render(
     source: str,

@@ -75,10 +75,12 @@ class RuntimeTokenizer:
                     content, add_generation_prompt=generation, **extra
                 )
             )
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise RuntimeError(template_words(error)) from error
 
 
-def template_words(error: RuntimeError) -> str:
+def template_words(error: RuntimeError | UnicodeDecodeError) -> str:
     """What a template, or the engine, says; without the places in the template behind it."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it cuts a character into bytes"
     return str(error).partition(" at row ")[0].strip().rstrip(".")

@@ -14,6 +14,7 @@ from converter.tokenizer import comparison, prepare_tokenizer
 from converter.tokenizer.comparison import Comparison, Expected, compare_with_runtime
 from converter.tokenizer.conversations import SAMPLES
 from converter.tokenizer.jinja import render
+from converter.tokenizer.runtime_tokenizer import RuntimeTokenizer
 from converter.tokenizer.tokenizer_json import read_with_library
 
 
@@ -136,3 +137,16 @@ def test_cutting_and_padding_that_a_trainer_left_are_no_difference() -> None:
     for mended in (True, False):
         assert compare_with_runtime(files, Expected(reader, mended)).differing == 0
     assert compare_with_runtime(files, Expected(None)).differing == 0
+
+
+def test_the_runtime_is_not_asked_what_no_template_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(RuntimeTokenizer, "render", lambda *args: asked.append(args))
+    (note,) = compared("{{ 'a'.rsplit('', 1)[0] }}").notes
+    assert "refuses a question: empty separator" in note and not asked
+
+
+def test_a_character_that_is_cut_is_a_refusal() -> None:
+    template = "{% for m in messages %}{{ (m.content ~ 'é')[-1:] }}{% endfor %}"
+    found = compared(template, written=template)
+    assert "cuts a character" in str(found.problems[0])
