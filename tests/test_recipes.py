@@ -54,6 +54,7 @@ def test_a_recipe_with_a_file_composes_and_says_its_command(name: str) -> None:
     assert any(line.startswith(f"# convert recipe={name}") for line in text.splitlines()[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("export", EXPORTS)
 def test_every_model_composes_with_every_export(export: str) -> None:
     provider, precision, *scheme = export.split("_")

@@ -22,6 +22,7 @@ from converter.model.reference import Reference
 from converter.sources.local import open_local
 
 TOLERANCE = 1e-4
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", FAMILIES)

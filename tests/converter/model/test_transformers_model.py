@@ -14,6 +14,7 @@ from converter.model import transformers_model
 from converter.model.transformers_model import TransformersModel, Vocabulary
 from converter.weights.weight import TensorWeight, Weight
 
+pytestmark = pytest.mark.slow
 TOKENS, PREFILL, VOCAB = 40, 36, 160
 IDS = torch.randint(0, VOCAB, (2, TOKENS), generator=torch.Generator().manual_seed(1))
 
