@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from converter.errors import ConvertError, Problem
+from converter.errors import ConvertError, Problem, first_line
 from converter.model.checkpoint import TOKENIZERS
 from converter.model.decoder import Decoder
 from converter.text.texts import Message, plain_chat
@@ -32,15 +33,19 @@ class FolderTokenizer:
                     "convert again from a source that has its tokenizer",
                 )
             )
-        from transformers import PreTrainedTokenizerFast
-
-        self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        self._runtime: RuntimeTokenizer | None = None
-        if self._tokenizer.chat_template is not None and runtime_is_installed():
-            names = (TOKENIZER_FILE, "tokenizer_config.json")
-            self._runtime = RuntimeTokenizer({name: (folder / name).read_bytes() for name in names})
-        self.bos_token_id = _bos_token_id(folder)
-        """The id that stands before every text; None for a model that wants none."""
+        try:
+            self._tokenizer = _read(folder)
+            self._runtime = _runtime_tokenizer(folder) if self._tokenizer.chat_template else None
+            self.bos_token_id = _bos_token_id(folder)
+            """The id that stands before every text; None for a model that wants none."""
+        except Exception as error:  # transformers and the runtime raise what their parsers raise
+            raise ConvertError(
+                Problem(
+                    f"The tokenizer of {folder} cannot be read: {first_line(error)}.",
+                    "the tokenizer files that `convert` wrote",
+                    "copy the folder again from where it was made, or convert the model again",
+                )
+            ) from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS."""
@@ -65,6 +70,19 @@ class FolderTokenizer:
             return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False))
         except (TemplateError, RuntimeError) as error:
             raise ValueError(f"the chat template refuses it: {error}") from error
+
+
+def _read(folder: Path) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _runtime_tokenizer(folder: Path) -> RuntimeTokenizer | None:
+    if not runtime_is_installed():
+        return None
+    names = (TOKENIZER_FILE, "tokenizer_config.json")
+    return RuntimeTokenizer({name: (folder / name).read_bytes() for name in names})
 
 
 def source_tokenizer(decoder: Decoder) -> FolderTokenizer:

@@ -97,3 +97,11 @@ def test_a_folder_or_source_without_a_tokenizer_is_named(
     bare = replace(demo_decoder, checkpoint=replace(demo_decoder.checkpoint, folder=None))
     with pytest.raises(ConvertError, match="no tokenizer"):
         source_tokenizer(bare)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "genai_config.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "5"])
+def test_a_damaged_folder_is_named(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    with pytest.raises(ConvertError, match=r"The tokenizer of .* cannot be read"):
+        FolderTokenizer(folder)
