@@ -220,7 +220,7 @@ def stored_chunks(arguments: argparse.Namespace) -> tuple[EvaluationChunks, Refe
         convert([RECIPE, "quant=rtn", SAME_BLOCKS], tokenizer, arguments)
     chunks = folder_chunks(tokenizer, recipe.evaluate)
     cache = Cache(cache_folder())
-    reference = stored_reference(decoder, recipe.layout, chunks, cache, lambda *_: None)
+    reference = stored_reference(decoder, chunks, cache, lambda *_: None)
     return chunks, reference
 
 

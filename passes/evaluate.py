@@ -82,7 +82,7 @@ class Evaluate(Pass[Package, Package]):
         chunks = folder_chunks(artifact.folder, recipe.evaluate)
         advance = run.progress.advance
         cache = Cache(cache_folder())
-        reference = stored_reference(decoder, recipe.layout, chunks, cache, advance)
+        reference = stored_reference(decoder, chunks, cache, advance)
         evaluation = evaluate_folder(
             artifact.folder, recipe.evaluate.text, chunks, reference, advance, recipe.threads
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import torch
 
+from converter.calibration.layer import stage_problems
 from converter.calibration.tokens import calibration_tokens
 from converter.engine.contract import Done, Pass, Run
 from converter.engine.estimates import RUNTIME_BYTES, reference_memory
@@ -42,6 +43,8 @@ class QuantizeCache(Pass[Graph, Graph]):
         return recipe.target.kv_cache == "int8"
 
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
+        if decoder is not None:
+            yield from stage_problems(decoder, "target.kv_cache=float")
         try:
             load_text(recipe.calibration.text, half="calibration")
         except ConvertError as error:

@@ -45,7 +45,7 @@ class Quantize(Pass[Graph, Graph]):
             return
         yield from indivisible(quant, decoder.architecture, check_layers=not quant.mixed)
         if quant.calibrated:
-            yield from stage_problems(decoder)
+            yield from stage_problems(decoder, "quant=rtn, or quant=rtn_block128")
             yield from _calibration_problems(recipe, decoder)
         if quant.mixed:
             yield from budget_problems(recipe, decoder)

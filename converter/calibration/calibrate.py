@@ -90,6 +90,7 @@ def _calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance)
         "code_version": CODE_VERSION,
         "source": cache.content_key(decoder.checkpoint),
         "layout": asdict(recipe.layout),
+        "architecture": asdict(decoder.architecture),
         "tokens": tokens.digest,
         "compute": str(dtype),
     }

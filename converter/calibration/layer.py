@@ -36,8 +36,11 @@ PARTS = {
 """The linears of a layer, and the module of transformers' layer that holds each."""
 
 
-def stage_problems(decoder: Decoder) -> Iterator[Problem]:
-    """Why the layers of a decoder cannot be calibrated: they have more than these stages."""
+def stage_problems(decoder: Decoder, words: str) -> Iterator[Problem]:
+    """Why the layers of a decoder cannot be calibrated: they have more than these stages.
+
+    `words` are those that do without it.
+    """
     layout, arch = decoder.layout, decoder.architecture
     named = layout.layer_tensors
     as_llama = layout.reference == "llama" or all(
@@ -51,7 +54,7 @@ def stage_problems(decoder: Decoder) -> Iterator[Problem]:
         yield Problem(
             "The recipe calibrates, and this architecture has blocks besides Llama's.",
             "RMSNorm before attention and before SwiGLU, and nothing else, or no calibration",
-            "add quant=rtn, or quant=rtn_block128",
+            f"add {words}",
             key=("quant.round", "quant.smooth"),
         )
 

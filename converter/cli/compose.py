@@ -22,6 +22,7 @@ from converter.recipe.tree import (
     MODEL,
     OWN,
     RECIPE,
+    SOURCE,
     Piece,
     Tree,
     built_in,
@@ -101,6 +102,18 @@ def _values(picked: Mapping[str, str], items: Iterable[Any], tree: Tree) -> dict
     return _compose(below, [f"++{item.input_line}" for item in items if not _chooses(item)])
 
 
+def _source_and_model(
+    picked: Mapping[str, str], items: Iterable[Any], tree: Tree
+) -> dict[str, Any]:
+    """The sections `source` and `model`, without Hydra, which takes ten times as long."""
+    from omegaconf import OmegaConf
+
+    values = merge(tree.recipe(picked).merged(), _written(items))
+    parts = {name: values.get(name) or {} for name in (SOURCE, MODEL)}
+    found: Any = OmegaConf.to_container(OmegaConf.create(parts), resolve=True)
+    return dict(found)
+
+
 def _with_architecture(items: Sequence[Any], tree: Tree) -> dict[str, str]:
     """What the words pick, with the architecture that the source's config.json names.
 
@@ -110,7 +123,7 @@ def _with_architecture(items: Sequence[Any], tree: Tree) -> dict[str, str]:
     picked = _picked(items)
     if tree.recipe(picked).choices[ARCHITECTURE] != AUTO:
         return picked
-    found = source_config(_values(picked, items, tree))
+    found = source_config(_source_and_model(picked, items, tree))
     if found is None:
         return picked
     name = architecture_of(found.config)

@@ -172,9 +172,8 @@ def evaluate(
     """Evaluate one folder and write its report; see `converter.evaluation.folder_evaluation`."""
     progress.start(opened.label)
     chunks = folder_chunks(opened.folder, config)
-    layout, advance = opened.recipe.layout, progress.advance
-    reference = stored_reference(opened.decoder, layout, chunks, cache, advance)
-    evaluation = evaluate_folder(opened.folder, config.text, chunks, reference, advance)
+    reference = stored_reference(opened.decoder, chunks, cache, progress.advance)
+    evaluation = evaluate_folder(opened.folder, config.text, chunks, reference, progress.advance)
     write_report(opened.folder, opened.folder.name, evaluation)
     progress.finish(opened.label, evaluation.seconds, f"{evaluation.statistics.kld} nats")
     return evaluation

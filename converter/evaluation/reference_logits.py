@@ -23,7 +23,7 @@ from converter.evaluation.reference_file import (
 from converter.model.architecture import Architecture
 from converter.model.decoder import Decoder
 from converter.progress import Advance
-from converter.recipe.schema import EvaluateConfig, LayoutConfig
+from converter.recipe.schema import EvaluateConfig
 from converter.storage.cache import Cache, Entry, key_hash
 from converter.text.texts import EvaluationChunks
 from converter.weights.spill import Spill
@@ -44,15 +44,13 @@ HEAD_BYTES = 2**28
 
 def stored_reference(
     decoder: Decoder,
-    layout: LayoutConfig,
     chunks: EvaluationChunks,
     cache: Cache,
     advance: Advance,
 ) -> ReferenceFile:
     """The fp32 reference of `decoder` on `chunks`: from the cache, or computed and kept there.
 
-    `layout` is the one that `decoder` was read with; `advance(done, total, detail)` is told each
-    layer and each chunk.
+    `advance(done, total, detail)` is told each layer and each chunk.
 
     Raises:
         ConvertError: a weight cannot be read, or the model gives NaN or infinity.
@@ -61,7 +59,8 @@ def stored_reference(
         "pass": PASS,
         "code_version": CODE_VERSION,
         "source": cache.content_key(decoder.checkpoint),
-        "layout": asdict(layout),
+        "layout": asdict(decoder.layout),
+        "architecture": asdict(decoder.architecture),
     }
     key = reference_key(key_hash(model), chunks.input_ids, chunks.first)
 

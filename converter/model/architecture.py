@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeGuard
 
 from converter.errors import Problem, raise_if
 from converter.model.config_file import CONFIG_FILE, ConfigFile
-from converter.model.config_view import completed_config, unread_problems
+from converter.model.config_view import unread_problems, view_config
 from converter.model.description import Description, Values
 from converter.model.json_schema import shown, value_problems
 from converter.model.rope import Rope, read_rope
@@ -139,7 +139,8 @@ def read_architecture(config: Mapping[str, Any], description: Description) -> Ar
             config.json that the description does not read though it has an effect.
     """
     _refuse_unreadable(config, description)
-    values = Values(completed_config(config, description.layout))
+    view = view_config(config, description.layout)
+    values = Values(view.values)
     graph = description.graph
     sizes = {name: values.size(f"graph.sizes.{name}", getattr(graph.sizes, name)) for name in SIZES}
     raise_if(values.problems)
@@ -184,7 +185,7 @@ def read_architecture(config: Mapping[str, Any], description: Description) -> Ar
         [
             *values.problems,
             *_contradictions(architecture),
-            *unread_problems(config, description, values.read),
+            *unread_problems(config, view, description.layout, values.read),
         ]
     )
     return architecture

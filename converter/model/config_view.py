@@ -11,11 +11,11 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from converter.errors import ConvertError, Problem, first_line
 from converter.model.config_file import CONFIG_FILE
-from converter.model.description import Description
 from converter.model.json_schema import shown
 from converter.recipe.schema import LayoutConfig
 
@@ -62,17 +62,25 @@ SHOWN = 6
 """Unread keys that a problem names."""
 
 
-def completed_config(config: Mapping[str, Any], layout: LayoutConfig) -> Mapping[str, Any]:
-    """config.json as transformers' class for its model_type completes it.
+@dataclass(frozen=True)
+class ConfigView:
+    """config.json as transformers' class for its model_type completes it."""
 
-    A type whose description names a stand-in is left as it is: transformers has no class for it.
+    values: Mapping[str, Any]
+    own: frozenset[str] | None
+    """Keys that the class has; None for a type whose description names a stand-in."""
+
+
+def view_config(config: Mapping[str, Any], layout: LayoutConfig) -> ConfigView:
+    """Complete a config.json; that of a type with a stand-in, which has no class, is left as it is.
 
     Raises:
         ConvertError: transformers does not know the type, or refuses the values.
     """
     if layout.reference != "config":
-        return config
-    return _as_dict(transformers_config(config))
+        return ConfigView(config, None)
+    found = transformers_config(config)
+    return ConfigView(found.to_dict(), frozenset(type(found)().to_dict()))
 
 
 def transformers_config(config: Mapping[str, Any]) -> Any:
@@ -120,11 +128,6 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
-def _as_dict(config: Any) -> dict[str, Any]:
-    values: dict[str, Any] = config.to_dict()
-    return values
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     logger = logging.getLogger("transformers")
@@ -137,26 +140,26 @@ def _quiet() -> Iterator[None]:
 
 
 def unread_problems(
-    config: Mapping[str, Any], description: Description, read: Iterable[str]
+    config: Mapping[str, Any], view: ConfigView, layout: LayoutConfig, read: Iterable[str]
 ) -> Iterator[Problem]:
-    """A problem for each key of config.json that may have an effect and that nothing reads.
+    """The problem of keys that may have an effect and that nothing reads.
 
-    A key that transformers' class does not have has none: the class ignores it as well.
+    A default of the class counts like a stated value. A key that the class does not have has no
+    effect: the class ignores it as well.
     """
-    layout, paths = description.layout, set(read)
-    if layout.reference == "config":
-        completed = _as_dict(transformers_config(config))  # a default may have an effect, too
-        config = {**completed, **config}
-        if not _has_windows(completed):
-            paths.add(LAYER_TYPES)
+    paths = set(read)
     known = {path.partition(".")[0] for path in paths} | WITHOUT_EFFECT | BIASES
-    if layout.reference == "config":
+    if view.own is not None:
+        config = {**view.values, **config}
+        if not _has_windows(view.values):
+            known.add(LAYER_TYPES)
         known |= {key for key, to in CONSUMED.items() if to in known}
-    left = [key for key, value in config.items() if key not in known and value is not None]
-    left = [key for key in left if not _is_listed(key, config[key], layout.without_effect)]
-    if left and layout.reference == "config":
-        own = _as_dict(type(transformers_config(config))())
-        left = [key for key in left if key in own]
+    left = [
+        key
+        for key, value in config.items()
+        if not (key in known or value is None or (view.own is not None and key not in view.own))
+        and not _is_listed(key, value, layout.without_effect)
+    ]
     partial = _partial(config)
     if partial not in (None, 1) and not any(path.endswith(PARTIAL) for path in paths):
         left = [*(key for key in left if key != PARTIAL), PARTIAL]

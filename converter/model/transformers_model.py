@@ -12,7 +12,6 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -77,7 +76,6 @@ class TransformersModel:
         self._head = self._replace_head()
         self._rotaries = self._modules_of_buffers()
         self._watch_the_rest()
-        self._rest_dtype = dtype
         self._wants_tuples: bool | None = None
         self._shape: tuple[int, ...] = ()
         self._calls: list[Call] = []
@@ -114,13 +112,9 @@ class TransformersModel:
 
         The layer is called as the class calls it: its mask, positions and their rotations.
         """
-        with torch.no_grad():
-            return self.forward_layer(module, hidden)
-
-    def forward_layer(self, module: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """`run_layer` in the caller's gradient mode; the layer's parameters need no gradient."""
         call = self._calls_of(hidden)[module.__dict__[NUMBER]]
-        result: Any = module(hidden, *call.args, **call.kwargs)
+        with torch.no_grad():
+            result: Any = module(hidden, *call.args, **call.kwargs)
         output: torch.Tensor = result[0] if isinstance(result, tuple) else result
         return output
 
@@ -148,16 +142,6 @@ class TransformersModel:
                 hidden = self.run_layer(module, hidden)
         return hidden
 
-    def last_norm(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the head reads, (…, hidden_size) in the dtype of the `hidden` states."""
-        self._rest_dtype = hidden.dtype
-        try:
-            with self._head.listening() as heard:
-                self._finish(hidden)
-        finally:
-            self._rest_dtype = self.dtype
-        return heard[-1].reshape(*hidden.shape[:-1], heard[-1].shape[-1])
-
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 logits (…, vocab_size) of hidden states (…, hidden_size) after the last layer.
 
@@ -166,27 +150,6 @@ class TransformersModel:
         with torch.no_grad():
             found = self._finish(hidden.to(self.dtype))
         return found.float().reshape(*hidden.shape[:-1], found.shape[-1])
-
-    def decode_logits(self, token_ids: torch.Tensor, prefill: int) -> torch.Tensor:
-        """float32 logits (batch, tokens - prefill + 1, vocab_size), from the position prefill - 1.
-
-        The class computes them with its own cache: `prefill` tokens at once, then one by one
-        (1 ≤ prefill ≤ tokens). Every step reads every layer's weights anew.
-        """
-        self._restore_rotaries()
-        found, cache = [], None
-        bounds = [0, *range(prefill, token_ids.shape[1] + 1)]
-        with torch.no_grad(), self._weights_on_call(), self._head.last_position():
-            for start, stop in pairwise(bounds):
-                output = self._model(
-                    input_ids=token_ids[:, start:stop],
-                    past_key_values=cache,
-                    use_cache=True,
-                    return_dict=True,
-                )
-                cache = output.past_key_values
-                found.append(output.logits.float())
-        return torch.cat(found, dim=1)
 
     def _record(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Keep how the class calls its layers for (batch, tokens) ids; what the first one gets."""
@@ -270,7 +233,7 @@ class TransformersModel:
             output = self._model.base_model(input_ids=ids, use_cache=False, return_dict=True)
         return [*states, output.last_hidden_state], calls
 
-    def _give(self, prefix: str, module: torch.nn.Module, dtype: torch.dtype | None = None) -> None:
+    def _give(self, prefix: str, module: torch.nn.Module) -> None:
         """Set a module's parameters, and the buffers that the weights have, from the weights."""
         found: dict[str, Weight | None] = {}
         problems: list[Problem] = []
@@ -282,33 +245,14 @@ class TransformersModel:
         for name, parameter in list(module.named_parameters()):
             weight = found[name]
             values = torch.zeros(parameter.shape) if weight is None else weight.read()
-            _set_parameter(module, name, values.to(dtype or self.dtype))
+            _set_parameter(module, name, values.to(self.dtype))
         for name, buffer in module.named_buffers():
             weight = self.weights.get(f"{prefix}.{name}")
             if weight is not None and weight.shape:  # a number follows from config.json
                 buffer.copy_(weight.read())
 
-    @contextmanager
-    def _weights_on_call(self) -> Iterator[None]:
-        """Give every layer its weights just before it runs, and take them just after."""
-        handles = []
-        for number, layer in enumerate(self._layers):
-            prefix = f"{self._prefix}.{number}"
-            handles += [
-                layer.register_forward_pre_hook(partial(self._give_before, prefix)),
-                layer.register_forward_hook(_take_after),
-            ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for layer in self._layers:
-                _take(layer)
-
     def _give_before(self, prefix: str, module: torch.nn.Module, _: Any) -> None:
-        rest = not prefix.startswith(f"{self._prefix}.")
-        self._give(prefix, module, self._rest_dtype if rest else self.dtype)
+        self._give(prefix, module)
 
     def _replace_head(self) -> _Head:
         """Put a head that reads its rows in parts into the place of the class's."""
@@ -374,19 +318,17 @@ class _Head(torch.nn.Module):
         super().__init__()
         self._weight, self._bias, self._dtype = weight, bias, dtype
         self._heard: list[torch.Tensor] | None = None
-        self._only_last = False
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (batch, tokens, vocab_size) of (batch, tokens, hidden_size)."""
         if self._heard is not None:
             self._heard.append(hidden)
             return hidden[..., :1]
-        read = hidden[:, -1:] if self._only_last else hidden
         vocab_size = self._weight.shape[0]
-        out = torch.empty(*read.shape[:-1], vocab_size, dtype=read.dtype)
+        out = torch.empty(*hidden.shape[:-1], vocab_size, dtype=hidden.dtype)
         for start in range(0, vocab_size, HEAD_ROWS):
             stop = min(start + HEAD_ROWS, vocab_size)
-            out[..., start:stop] = read @ self._weight.rows(start, stop).to(self._dtype).T
+            out[..., start:stop] = hidden @ self._weight.rows(start, stop).to(self._dtype).T
         return out if self._bias is None else out.add_(self._bias.read().to(self._dtype))
 
     @contextmanager
@@ -398,15 +340,6 @@ class _Head(torch.nn.Module):
             yield heard
         finally:
             self._heard = None
-
-    @contextmanager
-    def last_position(self) -> Iterator[None]:
-        """Give the logits of each sequence's last position alone."""
-        self._only_last = True
-        try:
-            yield
-        finally:
-            self._only_last = False
 
 
 def _plain_config(config: Any) -> Any:

@@ -24,7 +24,7 @@ from converter.evaluation import reference_logits
 from converter.evaluation.folder_evaluation import folder_chunks
 from converter.evaluation.reference_logits import reference_disk, stored_reference
 from converter.model.reference import llama_config
-from converter.recipe.schema import EvaluateConfig, LayoutConfig
+from converter.recipe.schema import EvaluateConfig
 from converter.storage.cache import Cache
 from converter.text.texts import EvaluationChunks
 from passes import evaluate
@@ -175,9 +175,7 @@ def test_the_streamed_reference_equals_one_full_forward(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(reference_logits, "HEAD_BYTES", head_bytes)
-    found = reference_logits.stored_reference(
-        decoder, LayoutConfig(), chunks, Cache(tmp_path), lambda *_: None
-    )
+    found = reference_logits.stored_reference(decoder, chunks, Cache(tmp_path), lambda *_: None)
     expected = full_forward(llama, chunks)
     for number in range(4):
         rows = found.chunk(number)
@@ -287,7 +285,7 @@ def test_the_reference_takes_the_disk_that_was_said(
     recipe, cache = compose_recipe(["recipe=demo", *SHORT]), Cache(tmp_path)
     count, n_ctx = chunks.input_ids.shape
     needed = partial(reference_disk, recipe.evaluate, decoder.architecture, count)
-    stored_reference(decoder, recipe.layout, chunks, cache, lambda *_: None)
+    stored_reference(decoder, chunks, cache, lambda *_: None)
     (entry,) = cache.entries()
     states = count * n_ctx * decoder.architecture.hidden_size * 4
     assert needed([]) == pytest.approx(entry.nbytes + states, rel=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,34 +59,34 @@ def test_rows_are_those_of_the_whole_model(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_it_is_made_once_for_a_text_and_a_position(
-    decoder: Decoder, make_recipe: Callable[..., Any], tmp_path: Path
-) -> None:
-    cache, layout, seen = Cache(tmp_path), make_recipe().layout, list[str]()
+def test_it_is_made_once_for_a_text_and_a_position(decoder: Decoder, tmp_path: Path) -> None:
+    cache, seen = Cache(tmp_path), list[str]()
 
     def tell(done: int, total: int, detail: str) -> None:
         seen.append(detail)
 
-    first = stored_reference(decoder, layout, CHUNKS, cache, tell)
+    first = stored_reference(decoder, CHUNKS, cache, tell)
     told = len(seen)
     assert told == 2 + 3 and "layer" in seen[0] and "lm_head" in seen[-1]
-    again = stored_reference(decoder, layout, CHUNKS, cache, tell)
+    again = stored_reference(decoder, CHUNKS, cache, tell)
     assert len(seen) == told and again.header == first.header
     for other in (
         EvaluationChunks(CHUNKS.input_ids, 4),
         EvaluationChunks(CHUNKS.input_ids + 1, 8),
     ):
-        assert stored_reference(decoder, layout, other, cache, tell).header.key != first.header.key
+        assert stored_reference(decoder, other, cache, tell).header.key != first.header.key
     assert len(cache.entries()) == 3
+    arch = decoder.architecture
+    changed = replace(decoder, architecture=replace(arch, norm=replace(arch.norm, eps=0.1)))
+    found = stored_reference(changed, CHUNKS, cache, tell)
+    assert found.header.key != first.header.key and len(cache.entries()) == 4
 
 
-def test_the_disk_that_it_takes_is_bounded(
-    decoder: Decoder, make_recipe: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_the_disk_that_it_takes_is_bounded(decoder: Decoder, tmp_path: Path) -> None:
     config = EvaluateConfig(n_ctx=16)
     said = reference_disk(config, decoder.architecture, 3, [])
     cache = Cache(tmp_path)
-    stored_reference(decoder, make_recipe().layout, CHUNKS, cache, nothing)
+    stored_reference(decoder, CHUNKS, cache, nothing)
     (file,) = tmp_path.rglob(REFERENCE_FILE)
     hidden = 3 * 16 * decoder.architecture.hidden_size * 4
     assert file.stat().st_size + hidden == pytest.approx(said, rel=0.05)

@@ -11,9 +11,9 @@ from descriptions import described
 from converter.errors import ConvertError
 from converter.model.config_view import (
     CONSUMED,
-    completed_config,
     transformers_config,
     unread_problems,
+    view_config,
 )
 
 SIZES: dict[str, Any] = {
@@ -26,25 +26,27 @@ SIZES: dict[str, Any] = {
 
 
 def unread(name: str, read: set[str], **config: Any) -> str:
-    problems = unread_problems(SIZES | config, described(name), read)
+    config = SIZES | config
+    layout = described(name).layout
+    problems = unread_problems(config, view_config(config, layout), layout, read)
     return "\n".join(map(str, problems))
 
 
 def test_a_class_fills_in_what_the_file_leaves_out() -> None:
-    found = completed_config(SIZES | {"model_type": "mistral"}, described("mistral").layout)
+    found = view_config(SIZES | {"model_type": "mistral"}, described("mistral").layout).values
     assert (found["sliding_window"], found["num_key_value_heads"]) == (4096, 8)
 
 
 def test_a_class_turns_old_keys_into_todays() -> None:
     config = SIZES | {"model_type": "llama", "rope_theta": 7.0, "rope_scaling": None}
-    found = completed_config(config, described("llama").layout)
+    found = view_config(config, described("llama").layout).values
     assert found["rope_parameters"]["rope_theta"] == 7.0
     assert {"rope_theta", "rope_scaling"} <= CONSUMED.keys()
 
 
 def test_a_type_with_a_stand_in_stays_as_it_is() -> None:
     config = SIZES | {"model_type": "internlm2"}
-    assert completed_config(config, described("internlm2").layout) is config
+    assert view_config(config, described("internlm2").layout).values is config
 
 
 def test_infinity_is_read_as_transformers_writes_it() -> None:
@@ -86,7 +88,8 @@ def test_a_default_of_the_class_counts_like_a_stated_value() -> None:
 
 def test_many_unread_keys_are_one_problem() -> None:
     config = {f"switch_{n}": n + 1 for n in range(9)}
-    (problem,) = unread_problems(SIZES | config, described("internlm2"), {*SIZES})
+    layout = described("internlm2").layout
+    (problem,) = unread_problems(config, view_config(config, layout), layout, {*SIZES})
     assert "switch_0=1" in problem.found and "and 3 more keys" in problem.found
     assert "layout.without_effect=[switch_0" in problem.remedy
 
@@ -103,10 +106,9 @@ def test_many_unread_keys_are_one_problem() -> None:
     ],
 )
 def test_entries_without_effect(entry: str, fits: bool) -> None:
-    recipe = described("internlm2")
-    layout = replace(recipe.layout, without_effect=[entry])
+    layout = replace(described("internlm2").layout, without_effect=[entry])
     config = SIZES | {"mamba_d_conv": 4}
-    found = list(unread_problems(config, replace(recipe, layout=layout), {*SIZES}))
+    found = list(unread_problems(config, view_config(config, layout), layout, {*SIZES}))
     assert bool(found) is not fits
 
 
