@@ -107,11 +107,15 @@ def _source_and_model(
 ) -> dict[str, Any]:
     """The sections `source` and `model`, without Hydra, which takes ten times as long."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    values = merge(tree.recipe(picked).merged(), _written(items))
-    parts = {name: values.get(name) or {} for name in (SOURCE, MODEL)}
-    found: Any = OmegaConf.to_container(OmegaConf.create(parts), resolve=True)
-    return dict(found)
+    below = merge(default_values(), tree.recipe(picked).merged())
+    values = merge(below, _written(items))
+    try:
+        whole = OmegaConf.create(values)
+        return {part: OmegaConf.to_container(whole[part], resolve=True) for part in (SOURCE, MODEL)}
+    except OmegaConfBaseException:  # said when the recipe is composed
+        return {}
 
 
 def _with_architecture(items: Sequence[Any], tree: Tree) -> dict[str, str]:
