@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from descriptions import architecture
+from descriptions import architecture, described
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from converter.model.decoder import published_shapes
 from converter.model.tensor_kinds import (
     LAYER_TENSORS,
     MODEL_TENSORS,
@@ -32,14 +33,10 @@ CONFIG: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", ["qwen3", "phi3", "olmo2", "llama"])
 def test_shapes_are_those_of_transformers_class(name: str) -> None:
-    from converter.model.decoder import published_shapes
-
     settings = CONFIG | {"attention_bias": True} if name == "llama" else dict(CONFIG)
     config = AutoConfig.for_model(name, **settings, pad_token_id=0)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    from descriptions import described
-
     arch = architecture(config.to_dict(), name)
     shapes = published_shapes(described(name).layout, arch)
     real = {n: tuple(p.shape) for n, p in model.named_parameters() if not n.endswith(".bias")}

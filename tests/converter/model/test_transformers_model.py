@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import EVEN, SIZES, VOCABULARY, WINDOW
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from converter.errors import ConvertError
@@ -14,26 +15,11 @@ from converter.model.transformers_model import TransformersModel, Vocabulary
 from converter.weights.weight import TensorWeight, Weight
 
 pytestmark = pytest.mark.slow
-TOKENS, VOCAB = 40, 160
+TOKENS, VOCAB = 40, VOCABULARY
 IDS = torch.randint(0, VOCAB, (2, TOKENS), generator=torch.Generator().manual_seed(1))
 
-WIDE: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 96,
-    "intermediate_size": 112,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 128,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-"""Sizes where the heads are wider together than the hidden states."""
-PLAIN = {name: value for name, value in WIDE.items() if name != "head_dim"}
+WIDE, PLAIN = SIZES, EVEN
 GPT = {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 3, "n_head": 4}
-WINDOW = {"sliding_window": 8}
 FOUR = {"num_hidden_layers": 4}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
