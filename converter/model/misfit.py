@@ -76,10 +76,8 @@ def misfit_problems(
         return
     yield from problems[: SCREEN - 1]
     rest = problems[SCREEN - 1 :]
-    names = [re.findall(r"tensor (\S+)", problem.found) for problem in rest[:3]]
     yield Problem(
-        f"Tensors of {len(rest)} more kinds do not fit either, such as "
-        f"{', '.join(found[0] for found in names if found)}.",
+        f"Tensors of {len(rest)} more kinds do not fit either.",
         "a checkpoint that the layout was made for",
         "check the layout, and that config.json and the weights belong together",
     )

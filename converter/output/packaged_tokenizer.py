@@ -9,6 +9,7 @@ from converter.model.checkpoint import TOKENIZERS, Checkpoint
 from converter.output.genai_config import TokenIds
 from converter.recipe.schema import Recipe
 from converter.tokenizer import TokenizerFiles, prepare_tokenizer
+from converter.tokenizer.settings import dangling_link
 from converter.tokenizer.stop_tokens import StopTokens, row_problems, stop_tokens
 
 
@@ -79,11 +80,7 @@ def _missing_tokenizer(recipe: Recipe, checkpoint: Checkpoint) -> Iterator[Probl
         return
     for path in (folder / name for name in TOKENIZERS):
         if path.is_symlink():
-            yield Problem(
-                f"{path} is a link to {path.readlink()}, which is not there.",
-                "the file itself, as a complete download has it",
-                "fetch the file again",
-            )
+            yield dangling_link(path)
             return
     if recipe.model.chat:
         yield Problem(

@@ -45,7 +45,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {}
     problems = [
-        _dangling(path)
+        dangling_link(path)
         for path in _possible_files(folder)
         if path.is_symlink() and not path.exists()
     ]
@@ -59,7 +59,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _dangling(path: Path) -> Problem:
+def dangling_link(path: Path) -> Problem:
+    """The problem of a link in a checkpoint's folder whose file is not there."""
     return Problem(
         f"{path} is a link to {path.readlink()}, which is not there.",
         "the file itself, as a complete download has it",
