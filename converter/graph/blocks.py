@@ -67,11 +67,6 @@ class AttentionBlock:
         ]
         if inside and rotary is not None:
             inputs += [rotary.cos, rotary.sin]
-        sinks = builder.decoder.weights.get(f"layers.{layer}.sinks")
-        if sinks is not None:
-            inputs += [None] * (11 - len(inputs))
-            initializer = f"model.layers.{layer}.attn.sinks"
-            inputs.append(builder.initializer(initializer, sinks.cast(builder.float_type)))
         window, softcap = arch.attention.windows[layer], arch.attention.softcap
         optional: dict[str, float] = {} if window is None else {"local_window_size": window}
         optional |= {"softcap": softcap} if softcap else {}

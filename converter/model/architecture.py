@@ -60,7 +60,6 @@ class Attention:
     qk_norm_after_rope: bool = False
     windows: tuple[int | None, ...] = ()
     """Keys that a query sees, itself included, a layer; None means all before it."""
-    sinks: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,6 @@ def read_architecture(config: Mapping[str, Any], description: Description) -> Ar
             graph.attention.qk_norm,
             graph.attention.qk_norm_after_rope,
             windows,
-            graph.attention.sinks,
         ),
         rope=rope,
         rotation=Rotation(

@@ -26,7 +26,6 @@ from converter.model.tensor_kinds import (
     LAYER_TENSORS,
     MODEL_TENSORS,
     NORMS,
-    PARAMETERS,
     canonical_shape,
     is_bias,
     leaf,
@@ -127,12 +126,8 @@ def _block_problems(layout: LayoutConfig, arch: Architecture) -> Iterator[Proble
             if not named & {*names}:
                 yield _unnamed(section, names[0], "every decoder has it")
     inside = {name for name, value in layout.layer_tensors.items() if value is not None}
-    blocks = {
-        "q_norm": (arch.attention.qk_norm != "none", "graph.attention.qk_norm"),
-        "k_norm": (arch.attention.qk_norm != "none", "graph.attention.qk_norm"),
-        "sinks": (arch.attention.sinks, "graph.attention.sinks"),
-    }
-    for name, (wanted, key) in blocks.items():
+    wanted, key = arch.attention.qk_norm != "none", "graph.attention.qk_norm"
+    for name in ("q_norm", "k_norm"):
         if wanted and name not in inside:
             yield _unnamed("layer_tensors", name, f"{key} asks for it")
         elif name in inside and not wanted:
@@ -225,7 +220,7 @@ def _with_endings(named: Iterable[tuple[str, str | None]]) -> Iterator[tuple[str
     for canonical, name in named:
         if not name:
             continue
-        if canonical in PARAMETERS or name.endswith((".weight", ".bias")):
+        if name.endswith((".weight", ".bias")):
             yield canonical, name
         else:
             yield canonical, f"{name}.weight"

@@ -30,7 +30,6 @@ LAYER_TENSORS: dict[str, tuple[str, ...]] = {
     "v_proj": ("keys", "hidden"),
     "q_norm": ("query_norm",),
     "k_norm": ("key_norm",),
-    "sinks": ("heads",),
     "o_proj": ("hidden", "queries"),
     ATTENTION_POST_NORM: ("hidden",),
     FEED_FORWARD_NORM: ("hidden",),
@@ -52,8 +51,6 @@ NORMS = frozenset(
         "k_norm",
     }
 )
-PARAMETERS = frozenset({"sinks"})
-"""Tensors that are a parameter themselves, not the weight of a module."""
 
 
 def leaf(canonical: str) -> str:
@@ -85,7 +82,6 @@ def _axes(arch: Architecture) -> dict[str, int]:
         "queries_keys_values": queries + 2 * keys,
         "query_norm": arch.head_dim if per_head else queries,
         "key_norm": arch.head_dim if per_head else keys,
-        "heads": arch.num_attention_heads,
         "intermediate": arch.intermediate_size,
         "two_intermediate": 2 * arch.intermediate_size,
     }

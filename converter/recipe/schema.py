@@ -140,8 +140,6 @@ class AttentionConfig:
     """Keys that a query sees in layers with a sliding window, itself included; null means all."""
     window_layers: Value = "all"
     """`all`, or an expression for a list with `sliding_attention` at the layers with a window."""
-    sinks: bool = False
-    """Whether each head has a learned logit that takes part in the softmax (gpt-oss)."""
 
 
 @dataclass

@@ -141,7 +141,6 @@ def test_config_problems_come_together(tmp_path: Path) -> None:
         ({"input_layernorm": "x"}, "names 'input_layernorm', which is no tensor of a decoder"),
         ({"o_proj": None}, "does not name o_proj: every decoder has it"),
         ({"q_norm": "attention.q_norm"}, "names q_norm, and graph.attention.qk_norm makes no use"),
-        ({"sinks": "attention.sinks"}, "names sinks, and graph.attention.sinks makes no use"),
     ],
     ids=str,
 )

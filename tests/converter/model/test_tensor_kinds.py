@@ -14,7 +14,6 @@ from converter.model.tensor_kinds import (
     LAYER_TENSORS,
     MODEL_TENSORS,
     NORMS,
-    PARAMETERS,
     canonical_shape,
     is_bias,
     leaf,
@@ -46,14 +45,9 @@ def test_shapes_are_those_of_transformers_class(name: str) -> None:
         assert bias == canonical_shape("q_proj", arch)[:1]
 
 
-def test_sinks_are_a_number_for_each_head() -> None:
-    arch = architecture(CONFIG | {"model_type": "llama"}, "llama")
-    assert canonical_shape("layers.0.sinks", arch) == (6,)
-
-
 def test_names_and_groups() -> None:
     assert leaf("layers.3.q_proj") == "q_proj" and leaf("norm") == "norm"
     assert is_bias("layers.3.q_proj_bias") and not is_bias("layers.3.q_proj")
-    assert {*LAYER_TENSORS, *MODEL_TENSORS} >= NORMS | PARAMETERS
+    assert {*LAYER_TENSORS, *MODEL_TENSORS} >= NORMS
     assert all(name.endswith("norm") for name in NORMS)
     assert not {*LAYER_TENSORS} & {*MODEL_TENSORS}
