@@ -55,7 +55,8 @@ def run(
     for name, value in feeds.items():
         if value is None:
             _, heads, _, columns = inputs[name].shape
-            feeds[name] = np.zeros((1, heads, 0, columns), np.float32)
+            dtype = np.int8 if "int8" in inputs[name].type else np.float32
+            feeds[name] = np.zeros((1, heads, 0, columns), dtype)
     feeds |= {"input_ids": ids.numpy(), "attention_mask": np.ones((1, total), np.int64)}
     if "position_ids" in inputs:
         feeds["position_ids"] = np.arange(total - ids.shape[1], total)[None]

@@ -32,7 +32,7 @@ from converter.recipe.schema import CalibrationConfig, Recipe
 from converter.storage.cache import Cache
 from converter.weights.weight import Weight
 
-CODE_VERSION = 9
+CODE_VERSION = 10
 """Counted up when the same weights, tokens and recipe would give other codes."""
 
 
@@ -212,7 +212,7 @@ def _collected(
     methods: dict[str, str] = {}
     columns = {matrix.name: matrix.columns for matrix in matrices}
     for name, layer in layers.items():
-        weights = apply_folds(weights, name, layer.folds, decoder.architecture)
+        weights = apply_folds(weights, name, layer.folds, decoder)
         for matrix, form in layer.forms.items():
             forms[matrix] = form
             roundings[matrix] = layer.rounding(matrix, columns[matrix])

@@ -9,18 +9,19 @@ the model's own distribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 
 from converter.calibration.layer import STAGES, LayerStages, check_finite, check_weights
 from converter.calibration.tokens import sequence_batches
 from converter.errors import ConvertError
 from converter.model.reference import Reference
-from converter.model.tensor_kinds import HEAD
+from converter.model.tensor_kinds import BIAS, HEAD
 from converter.progress import Advance
 from converter.quantization.quantized_matrix import not_finite
 from converter.weights.safetensors_file import open_safetensors, write_safetensors
@@ -28,6 +29,8 @@ from converter.weights.spill import Spill
 from converter.weights.weight import TensorWeight
 
 FILE = "fisher.safetensors"
+LOGITS = 1 << 26
+"""Logits that are computed at a time, unless one token has more."""
 
 
 @dataclass(frozen=True)
@@ -117,33 +120,49 @@ def _head(
     found: dict[str, torch.Tensor],
 ) -> None:
     """Gradients of the drawn labels' loss by the last hidden states, sequence by sequence."""
-    arch = reference.arch
-    head = reference.weights["lm_head"].read().to(reference.dtype)
-    tokens, rows = [], torch.zeros(arch.vocab_size)
+    head = reference.weights[HEAD].read().to(reference.dtype)
+    bias = reference.weights.get(HEAD + BIAS)
+    added = None if bias is None else bias.read().to(reference.dtype)
+    tokens, rows = [], torch.zeros(reference.arch.vocab_size)
+    together = max(1, LOGITS // reference.arch.vocab_size)
     for index in range(states.count):
         hidden = states[index].float()
         with torch.enable_grad():
             hidden.requires_grad_(True)
-            normed = reference.last_norm(hidden)
-        logits = (normed.detach()[0].to(head.dtype) @ head.T).float()
-        difference, weights, importance = _labels(logits, generator)
-        tokens.append(weights)
-        rows += importance
-        by_normed = (difference.to(head.dtype) @ head).float()[None]
-        (gradients[index],) = torch.autograd.grad(normed, hidden, by_normed)
-    found[f"tokens/{HEAD}"] = _normal(torch.stack(tokens))
+            normed = reference.head_input(hidden)
+        parts: list[torch.Tensor] = []
+        for some in normed.detach()[0].to(head.dtype).split(together):
+            product = linear(some, head, added).float()
+            difference, weights, importance = _labels(reference, product, generator)
+            tokens.append(weights)
+            rows += importance
+            parts.append((difference.to(head.dtype) @ head).float())
+        (gradients[index],) = torch.autograd.grad(normed, hidden, torch.cat(parts)[None])
+    found[f"tokens/{HEAD}"] = _normal(torch.cat(tokens).view(states.count, -1))
     found[f"rows/{HEAD}"] = rows / (states.count * states.shape[1])
 
 
 def _labels(
-    logits: torch.Tensor, generator: torch.Generator
+    reference: Reference, product: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss gradient by the logits for drawn labels; weight per token; p(1-p) summed per entry."""
-    chances = logits.softmax(-1)
+    """Of the head's product (tokens, vocab_size): its loss gradient for drawn labels; the weight
+    of each token; the expected square of each entry's gradient, summed over tokens.
+
+    The slopes are those of the logits by the product, which a model may scale and cap.
+    """
+    with torch.enable_grad():
+        product.requires_grad_(True)
+        logits = reference.finished_logits(product)
+    chances = logits.detach().softmax(-1)
     labels = torch.multinomial(chances, 1, generator=generator)
-    importance = (chances * (1 - chances)).sum(0)
+    spread = chances * (1 - chances)
     weights = 1 - chances.square().sum(-1)
-    return chances.scatter_add_(1, labels, -torch.ones(labels.shape)), weights, importance
+    difference = chances.scatter_add_(1, labels, -torch.ones(labels.shape))
+    if torch.equal(logits, product):
+        return difference, weights, spread.sum(0)
+    (slopes,) = torch.autograd.grad(logits, product, torch.ones_like(logits))
+    spread *= slopes.square()
+    return difference * slopes, spread.sum(1), spread.sum(0)
 
 
 def _backward(
@@ -160,53 +179,17 @@ def _backward(
     tokens: dict[str, list[torch.Tensor]] = {stage: [] for stage in STAGES}
     rows: dict[str, torch.Tensor] = {}
     for index in batches:
-        hidden = states[index].float().requires_grad_(True)
-        with torch.enable_grad(), _Outputs(stages) as outputs:
-            context = stages.output_input(stages.attention_input(hidden))
-            outputs["o_proj"] = middle = stages.after_attention(hidden, context)
-            product = stages.down_input(stages.feed_forward_input(middle))
-            # The layer's result itself is not needed: its gradient goes to both of its terms.
-            last = gradients[index]
-            below, *others = torch.autograd.grad(
-                [middle, product],
-                [hidden, *outputs.values()],
-                [last, stages.down_gradient(last).to(product.dtype)],
-            )
-        gradients[index] = below
-        found_gradients = {"down_proj": last, **dict(zip(outputs, others, strict=True))}
-        squares = {n: g.float().square() for n, g in found_gradients.items()}
+        gradients[index], by_part = stages.gradients(states[index], gradients[index])
+        squares = {part: gradient.float().square() for part, gradient in by_part.items()}
         for stage, parts in STAGES.items():
-            tokens[stage].append(torch.stack([squares[part].sum(-1) for part in parts]).sum(0))
+            sums = [squares[part].sum(-1) for part in parts if part in squares]
+            tokens[stage].append(torch.stack(sums).sum(0))
         for part, square in squares.items():
             rows[part] = rows.get(part, torch.zeros(square.shape[2])) + square.sum((0, 1))
     for stage, weights in tokens.items():
         found[f"tokens/layers.{number}.{stage}"] = _normal(torch.cat(weights))
     for part, total in rows.items():
         found[f"rows/layers.{number}.{part}"] = total / (states.count * states.shape[1])
-
-
-class _Outputs:
-    """Collects the outputs of the linears inside transformers' modules while they run."""
-
-    def __init__(self, stages: LayerStages) -> None:
-        self.found: dict[str, torch.Tensor] = {}
-        self._hooks = [
-            linear.register_forward_hook(self._hook(name))
-            for name, linear in stages.linears().items()
-        ]
-
-    def _hook(self, name: str) -> Callable[[Any, Any, torch.Tensor], None]:
-        def keep(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
-            self.found[name] = output
-
-        return keep
-
-    def __enter__(self) -> dict[str, torch.Tensor]:
-        return self.found
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
 
 
 def _normal(weights: torch.Tensor) -> torch.Tensor:

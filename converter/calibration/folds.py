@@ -1,10 +1,14 @@
 """Scales moved between neighbours without changing what they compute together.
 
-The legal folds of a Llama (AWQ, arXiv 2306.00978): each norm into the linears that read it, the
-last one into lm_head; the up projection's rows into the down projection's columns, because the
-product with the gate is elementwise; the value projection's rows into the output projection's
-columns, because attention mixes tokens, not channels, with one scale for a KV head's channel and
-all its query heads.
+The legal folds (AWQ, arXiv 2306.00978): each norm into the linears that read it, the last one into
+lm_head; the up projection's rows into the down projection's columns, because the product with the
+gate is elementwise; the value projection's rows into the output projection's columns, because
+attention mixes tokens, not channels, with one scale for a KV head's channel and all its query
+heads.
+
+Which of them a decoder has follows from its tensors. Without a norm in front of a block there is
+nothing to fold into, since linears read the residual stream. Without a gate an activation is
+between up and down. Parallel blocks may read one norm: its fold scales the linears of both.
 """
 
 from __future__ import annotations
@@ -15,7 +19,15 @@ from dataclasses import dataclass
 import torch
 
 from converter.model.architecture import Architecture
-from converter.model.tensor_kinds import BIAS, HEAD
+from converter.model.decoder import Decoder
+from converter.model.tensor_kinds import (
+    ATTENTION_NORM,
+    BIAS,
+    FEED_FORWARD_NORM,
+    FINAL_NORM,
+    HEAD,
+    NORMS,
+)
 from converter.quantization.awq import kv_channel_groups
 from converter.weights.weight import TensorWeight, Weight
 
@@ -27,24 +39,34 @@ class Fold:
     name: str
     producer: str
     consumers: tuple[str, ...]
-    stage: str
-    """The consumers' common input; see `converter.calibration.layer`."""
+    stages: tuple[str, ...]
+    """Those of the consumers, which all have one input; see `converter.calibration.layer`."""
 
 
-FOLDS = (
-    Fold("attention_norm", "attn_norm", ("q_proj", "k_proj", "v_proj"), "attention"),
-    Fold("value", "v_proj", ("o_proj",), "output"),
-    Fold("ffn_norm", "ffn_norm", ("gate_proj", "up_proj"), "feed_forward"),
-    Fold("up", "up_proj", ("down_proj",), "down"),
-)
-"""The folds of a layer."""
-HEAD_FOLD = Fold("last_norm", "norm", (HEAD,), HEAD)
+HEAD_FOLD = Fold("last_norm", FINAL_NORM, (HEAD,), (HEAD,))
 """Not for a head that shares its codes with the embedding, whose columns nothing scales back."""
 
 
-def folds_of(name: str) -> tuple[Fold, ...]:
-    """The folds of `layers.N` or of `lm_head`."""
-    return (HEAD_FOLD,) if name == HEAD else FOLDS
+def folds_of(name: str, decoder: Decoder) -> tuple[Fold, ...]:
+    """The legal folds of `layers.N` or of `lm_head`, in the order of computing."""
+    layout, found = decoder.layout, list[Fold]()
+    if name == HEAD:
+        return (HEAD_FOLD,) if layout.tensors.get(FINAL_NORM) else ()
+    gated = f"{name}.gate_proj" in decoder.weights
+    attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    feed: tuple[str, ...] = ("gate_proj", "up_proj") if gated else ("up_proj",)
+    named = {kind for kind, published in layout.layer_tensors.items() if published}
+    if ATTENTION_NORM in named:
+        both = decoder.architecture.parallel and FEED_FORWARD_NORM not in named
+        readers = (*attention, *feed) if both else attention
+        stages = ("attention", "feed_forward") if both else ("attention",)
+        found.append(Fold("attention_norm", ATTENTION_NORM, readers, stages))
+    found.append(Fold("value", "v_proj", ("o_proj",), ("output",)))
+    if FEED_FORWARD_NORM in named:
+        found.append(Fold("ffn_norm", FEED_FORWARD_NORM, feed, ("feed_forward",)))
+    if gated:
+        found.append(Fold("up", "up_proj", ("down_proj",), ("down",)))
+    return tuple(found)
 
 
 def input_groups(fold: Fold, arch: Architecture) -> torch.Tensor | None:
@@ -64,16 +86,16 @@ def apply_folds(
     weights: Mapping[str, Weight],
     name: str,
     scales: Mapping[str, torch.Tensor],
-    arch: Architecture,
+    decoder: Decoder,
 ) -> dict[str, Weight]:
     """All of the decoder's weights, those of `layers.N`, or lm_head and the norm before it, folded.
 
     `scales` are the folds' by their names, float32 (channels,); the others are left out.
     """
     found = dict(weights)
-    for fold in folds_of(name):
+    for fold in folds_of(name, decoder):
         if fold.name in scales:
-            found = _apply(found, name, fold, scales[fold.name], arch)
+            found = _apply(found, name, fold, scales[fold.name], decoder.architecture)
     return found
 
 
@@ -87,9 +109,11 @@ def _apply(
     """The weights with the producer's channels divided by `scales`, float32 (channels,)."""
     prefix, found = fold_prefix(name), dict(weights)
     inputs = input_scales(fold, scales, arch)
-    for part in (fold.producer, fold.producer + BIAS):
-        if prefix + part in found:
-            found[prefix + part] = _divided(found[prefix + part], scales)
+    offset = arch.norm.offset if fold.producer in NORMS else 0.0
+    producer, bias = prefix + fold.producer, prefix + fold.producer + BIAS
+    found[producer] = _divided(found[producer], scales, offset)
+    if bias in found:
+        found[bias] = _divided(found[bias], scales)
     for part in fold.consumers:
         found[prefix + part] = found[prefix + part].scale_columns(inputs)
     return found
@@ -100,7 +124,8 @@ def fold_prefix(name: str) -> str:
     return "" if name == HEAD else f"{name}."
 
 
-def _divided(weight: Weight, scales: torch.Tensor) -> Weight:
+def _divided(weight: Weight, scales: torch.Tensor, offset: float = 0.0) -> Weight:
+    """`weight` whose effect, `offset` added, is divided."""
     if len(weight.shape) == 1:
-        return TensorWeight(weight.read().float() / scales, weight.label)
+        return TensorWeight((weight.read().float() + offset) / scales - offset, weight.label)
     return weight.scale_rows(1 / scales)

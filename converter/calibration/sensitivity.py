@@ -156,7 +156,7 @@ def _layer_stages(
 def _head_stage(reference: Reference, hidden: Spill, fisher: Fisher, sizes: Sequence[int]) -> Stage:
     stage = Stage(Inputs(reference.arch.hidden_size))
     for index in range(hidden.count):
-        normed = reference.last_norm(hidden[index])
+        normed = reference.head_input(hidden[index])
         stage.add(normed, fisher.tokens[HEAD][index], () if index % NOISE_BATCHES else sizes)
     return stage
 

@@ -10,7 +10,7 @@ from converter.calibration.folds import Fold, fold_prefix, folds_of, input_group
 from converter.calibration.inputs import Inputs, restored
 from converter.calibration.parallel import on_cores
 from converter.calibration.rounding import Scheme, sample_rows
-from converter.model.architecture import Architecture
+from converter.model.decoder import Decoder
 from converter.quantization.awq import AwqScales, awq_search
 from converter.quantization.rtn import BlockFormat
 from converter.quantization.search import search_blocks
@@ -26,7 +26,7 @@ def find_folds(
     inputs: Mapping[str, Inputs],
     forms: Mapping[str, BlockFormat],
     scheme: Scheme,
-    arch: Architecture,
+    decoder: Decoder,
 ) -> dict[str, torch.Tensor]:
     """Scales of each fold's producer, float32 (channels,), by the fold's name.
 
@@ -39,12 +39,14 @@ def find_folds(
         samples = [sample_rows(weights[prefix + part], SAMPLE_ROWS) for part in fold.consumers]
         return awq_search(
             samples,
-            inputs[fold.stage].hessian,
+            inputs[fold.stages[0]].hessian,
             [_rounding(forms[part], scheme) for part in fold.consumers],
-            groups=input_groups(fold, arch),
+            groups=input_groups(fold, decoder.architecture),
         )
 
-    folds = [fold for fold in folds_of(name) if all(part in forms for part in fold.consumers)]
+    folds = [
+        fold for fold in folds_of(name, decoder) if all(part in forms for part in fold.consumers)
+    ]
     results = zip(folds, on_cores(search, folds), strict=True)
     return {fold.name: scales.producer for fold, scales in results if scales.exponent > 0}
 

@@ -116,7 +116,7 @@ class FloatStatistics:
     def _head(self, folder: Path, hidden: Spill) -> None:
         arch, inputs = self._reference.arch, Inputs(self._reference.arch.hidden_size)
         for index in self._tokens.batches(arch.intermediate_size):
-            self._add(inputs, self._reference.last_norm(hidden[index]), HEAD, index)
+            self._add(inputs, self._reference.head_input(hidden[index]), HEAD, index)
         write_inputs(folder, {HEAD: inputs})
 
     def _add(self, inputs: Inputs, state: torch.Tensor, name: str, index: slice) -> None:

@@ -178,8 +178,8 @@ class Walk:
 
     def _run_again(self, hidden: Spill, number: int, layer: Layer) -> None:
         """Hidden states after a layer that is finished already."""
-        arch, name = self.reference.arch, f"layers.{number}"
-        weights = apply_folds(self.reference.weights, name, layer.folds, arch)
+        name = f"layers.{number}"
+        weights = apply_folds(self.reference.weights, name, layer.folds, self.reference.decoder)
         with self._stages(number, weights) as stages:
             for matrix in self._matrices(number):
                 read, columns = layer.rounding(matrix.name, matrix.columns), matrix.columns
@@ -198,29 +198,32 @@ class Walk:
         work = _LayerWork(self, number, after, plain)
         with self._stages(number, after) as stages:
             context = self._spill(arch.num_attention_heads * arch.head_dim, self.reference.dtype)
-            product = self._spill(arch.intermediate_size, self.reference.dtype)
+            attended = self._spill(arch.hidden_size, torch.float32)
             work.stage("attention", stages, lambda i: stages.attention_input(hidden[i]))
 
             def mixed(index: slice) -> torch.Tensor:
-                context[index] = stages.output_input(stages.attention_input(hidden[index]))
+                context[index] = stages.output_input(hidden[index])
                 return context[index]
 
             work.stage("output", stages, mixed)
 
             def normed(index: slice) -> torch.Tensor:
-                hidden[index] = stages.after_attention(hidden[index], context[index])
-                return stages.feed_forward_input(hidden[index])
+                attended[index] = stages.attended(context[index])
+                return stages.feed_forward_input(hidden[index], attended[index])
 
             work.stage("feed_forward", stages, normed)
+            context.close()
+            product = self._spill(arch.intermediate_size, self.reference.dtype)
 
             def gated(index: slice) -> torch.Tensor:
-                product[index] = stages.down_input(stages.feed_forward_input(hidden[index]))
+                product[index] = stages.down_input(hidden[index], attended[index])
                 return product[index]
 
             work.stage("down", stages, gated)
             for index in self.batches():
-                hidden[index] = stages.after_feed_forward(hidden[index], product[index])
-            context.close()
+                fed = stages.fed(product[index])
+                hidden[index] = stages.result(hidden[index], attended[index], fed)
+            attended.close()
             product.close()
         write_layer(folder, work.rounded, work.errors, folds)
 
@@ -242,18 +245,19 @@ class Walk:
         self, number: int, folds: Mapping[str, torch.Tensor]
     ) -> tuple[dict[str, Weight], dict[str, Weight]]:
         """All weights with a layer's folds, and the same with that layer plainly rounded before."""
-        weights, arch, name = self.reference.weights, self.reference.arch, f"layers.{number}"
+        weights, decoder, name = self.reference.weights, self.reference.decoder, f"layers.{number}"
         plain = {**weights, **self._plainly_rounded(number)}
-        return apply_folds(weights, name, folds, arch), apply_folds(plain, name, folds, arch)
+        return apply_folds(weights, name, folds, decoder), apply_folds(plain, name, folds, decoder)
 
     def _divide(
         self, inputs: Mapping[str, Inputs], folds: Mapping[str, torch.Tensor], name: str
     ) -> None:
         """Make statistics by stage those of the folded weights' inputs."""
-        for fold in folds_of(name):
+        for fold in folds_of(name, self.reference.decoder):
             if fold.name in folds:
                 scales = input_scales(fold, folds[fold.name], self.reference.arch)
-                inputs[fold.stage].divide(scales)
+                for stage in fold.stages:
+                    inputs[stage].divide(scales)
 
     def _find_folds(self, hidden: Spill, number: int) -> dict[str, torch.Tensor]:
         """AWQ's scales from the float layer, on some of the sequences."""
@@ -275,8 +279,8 @@ class Walk:
             for matrix in self._matrices(number)
             for part in matrix.parts
         }
-        weights, arch = self.reference.weights, self.reference.arch
-        return find_folds(weights, f"layers.{number}", inputs, forms, self.scheme, arch)
+        weights, decoder = self.reference.weights, self.reference.decoder
+        return find_folds(weights, f"layers.{number}", inputs, forms, self.scheme, decoder)
 
     def _check_inputs(self, inputs: Mapping[str, Inputs], number: int) -> None:
         for stage, entry in inputs.items():
@@ -285,11 +289,12 @@ class Walk:
     def _head(self, folder: Path, hidden: Spill) -> None:
         inputs = Inputs(self.reference.arch.hidden_size)
         for index in self.batches():
-            self.gather(inputs, self.reference.last_norm(hidden[index]), HEAD, index)
+            self.gather(inputs, self.reference.head_input(hidden[index]), HEAD, index)
         self._round_head(folder, inputs)
 
     def _round_head(self, folder: Path, inputs: Inputs) -> None:
         arch, weights = self.reference.arch, self.reference.weights
+        decoder = self.reference.decoder
         check_finite(inputs.diagonal, "the last norm")
         form, columns, folds = self.forms[HEAD], arch.hidden_size, dict[str, torch.Tensor]()
         sample = sample_rows(weights[HEAD], JUDGED_ROWS)
@@ -297,10 +302,10 @@ class Walk:
         before = inputs.relative_error(sample, plain)
         if self.scheme.quant.smooth == "awq" and not self.shares_head:
             statistics, forms = {HEAD: inputs}, {HEAD: form}
-            folds = find_folds(weights, HEAD, statistics, forms, self.scheme, arch)
+            folds = find_folds(weights, HEAD, statistics, forms, self.scheme, decoder)
             self._divide(statistics, folds, HEAD)
         rounded = round_matrix(
-            apply_folds(weights, HEAD, folds, arch)[HEAD], form, inputs, self.scheme
+            apply_folds(weights, HEAD, folds, decoder)[HEAD], form, inputs, self.scheme
         )
         error = LinearError(None, HEAD, before, rounded.error)
         self.report(arch.num_hidden_layers, error)

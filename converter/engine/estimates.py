@@ -102,7 +102,7 @@ def calibration_memory(recipe: Recipe, decoder: Decoder) -> int:
     if recipe.calibration.inputs == "float":
         layer += 2 * shapes.held * sum(shapes.columns) * FLOAT
     head = arch.vocab_size * arch.hidden_size * FLOAT + arch.hidden_size**2 * (square + FLOAT)
-    head += max(tiles, 5 * shapes.length * arch.vocab_size * FLOAT if weighted else 0)
+    head += max(tiles, 5 * shapes.logits * FLOAT if weighted else 0)
     return LIBRARIES_BYTES + round(max(layer, head))
 
 
@@ -120,9 +120,10 @@ def calibration_disk(recipe: Recipe, decoder: Decoder, cache: Cache) -> int:
         statistics = _statistics_disk(decoder, shapes)
         kept += statistics
         most = max(kept, statistics + hidden)
-    else:  # states twice, for a killed run to go on from, and in a layer the inputs of two stages
-        inner = shapes.tokens * (shapes.columns[1] + shapes.columns[3]) * shapes.itemsize
-        most = kept + 2 * hidden + max(hidden, inner)
+    else:  # states twice, for a killed run to go on from; in a layer what attention gives, float32,
+        # and the inputs of one stage
+        inner = shapes.tokens * max(shapes.columns[1], shapes.columns[3]) * shapes.itemsize
+        most = kept + 3 * hidden + inner
     walk = most - made if kept > made else 0
     fresh = all(item.key.get("entry") != "fisher" for item in entries)
     states = (arch.num_hidden_layers + 1) * hidden * shapes.itemsize // FLOAT
@@ -134,9 +135,10 @@ class _Shapes:
     """What a calibration's memory and disk are counted in.
 
     Attributes:
-        tokens: all of them; `held` judge, `batch` run together, and a sequence has `length`.
+        tokens: all of them; `held` judge, and `batch` run together.
         columns: what the four stages of a layer read (`converter.calibration.layer`).
         layer: values of one layer; `matrix` those of its largest matrix.
+        logits: those of the tokens whose gradients are taken together.
         tiles: values of all rows that are rounded at the same time.
         itemsize: bytes of a value in the matrix products.
     """
@@ -144,7 +146,7 @@ class _Shapes:
     tokens: int
     held: int
     batch: int
-    length: int
+    logits: int
     columns: tuple[int, int, int, int]
     layer: int
     matrix: int
@@ -155,6 +157,7 @@ class _Shapes:
 def _shapes(recipe: Recipe, decoder: Decoder) -> _Shapes:
     # numba, which only recipes that calibrate have to wait for
     from converter.calibration.calibrate import compute_dtype
+    from converter.calibration.fisher import LOGITS
     from converter.calibration.rounding import TILE_ROWS, TILE_VALUES
     from converter.calibration.tokens import BATCH_VALUES, held_back
 
@@ -169,7 +172,7 @@ def _shapes(recipe: Recipe, decoder: Decoder) -> _Shapes:
         tokens=count * length,
         held=held_back(count) * length,
         batch=min(count, together) * length,
-        length=length,
+        logits=max(arch.vocab_size, min(LOGITS, length * arch.vocab_size)),
         columns=columns,
         layer=sum(layer),
         matrix=max(layer),

@@ -206,6 +206,7 @@ def indivisible(
         form = matrix_format(matrix, quant)
         padded = quant.pad_last_block and matrix != EMBEDDING
         chosen = not check_layers and matrix != EMBEDDING
+        chosen = chosen and any(count % other.block_size == 0 for other in CANDIDATES)
         if form is None or count % form.block_size == 0 or padded or chosen:
             continue
         key = {HEAD: "quant.lm_head", EMBEDDING: "quant.embedding"}.get(matrix, "quant")
@@ -215,7 +216,7 @@ def indivisible(
             f"a block size that divides {count}: "
             f"{', '.join(map(str, fitting)) or 'none is large enough for MatMulNBits'}",
             f"set {key}.block_size={fitting[0]}"
-            if fitting
+            if fitting and (check_layers or key != "quant")
             else f"set {key}.bits=16"
             if key != "quant"
             else "set quant.pad_last_block=true",

@@ -6,6 +6,8 @@ builder gives.
 
 from __future__ import annotations
 
+from converter.model.tensor_kinds import BIAS, is_bias
+
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 MATRIX = "convert.matrix"
@@ -98,6 +100,12 @@ def plain_initializer(canonical: str) -> str:
     """Initializer of a norm or the embedding, by the decoder's canonical name."""
     prefix, dot, kind = canonical.rpartition(".")
     return f"model.{prefix}{dot}{BLOCK_NORMS.get(kind, kind)}.weight"
+
+
+def norm_initializer(canonical: str) -> str:
+    """Initializer of a norm's weight, or of its bias."""
+    weight = plain_initializer(canonical.removesuffix(BIAS))
+    return f"{weight.removesuffix('weight')}bias" if is_bias(canonical) else weight
 
 
 def layer_weight(layer: int, part: str) -> str:

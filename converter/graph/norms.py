@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 
 from converter.graph.builder import GraphBuilder
-from converter.graph.names import plain_initializer
+from converter.graph.names import norm_initializer
 from converter.model.tensor_kinds import BIAS
 from converter.weights.weight import ComputedWeight, Weight
 
@@ -68,13 +68,13 @@ class Norms:
     def _parameters(self, canonical: str) -> tuple[ir.Value, ir.Value | None]:
         weights, dtype = self._builder.decoder.weights, self._builder.float_type
         weight = shifted(weights[canonical], self._norm.offset)
-        name = plain_initializer(canonical)
-        found = self._builder.initializer(name, weight.cast(dtype))
+        found = self._builder.initializer(norm_initializer(canonical), weight.cast(dtype))
         bias = weights.get(canonical + BIAS)
         if bias is None:
             return found, None
-        label = f"{name.removesuffix('.weight')}.bias"
-        return found, self._builder.initializer(label, bias.cast(dtype))
+        return found, self._builder.initializer(
+            norm_initializer(canonical + BIAS), bias.cast(dtype)
+        )
 
     def _alone(
         self, weight: ir.Value, bias: ir.Value | None, name: str, hidden: ir.Value

@@ -22,12 +22,13 @@ from converter.graph.names import (
     MATRIX,
     bias_initializer,
     matrix_initializer,
-    plain_initializer,
+    norm_initializer,
     product_path,
     quantized,
 )
+from converter.graph.norms import shifted
 from converter.graph.tensors import FLOAT_TYPES, WeightTensor, add_initializer
-from converter.model.tensor_kinds import BIAS, EMBEDDING, HEAD
+from converter.model.tensor_kinds import BIAS, EMBEDDING, HEAD, NORMS, is_bias, leaf
 from converter.quantization.quantized_matrix import QuantizedMatrix, Rounding
 from converter.quantization.rtn import BlockFormat
 from converter.recipe.schema import Recipe
@@ -58,7 +59,8 @@ def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | No
     if calibrated:
         dtype = FLOAT_TYPES[target.float_type]
         shipped = {name: weight.cast(dtype) for name, weight in calibrated.weights.items()}
-        _replace_constants(artifact.model.graph, calibrated.weights, dtype)
+        offset = decoder.architecture.norm.offset
+        _replace_constants(artifact.model.graph, calibrated.weights, dtype, offset)
     table: QuantizedMatrix | None = None
     for node in list(artifact.model.graph):
         matrix = node.metadata_props.get(MATRIX)
@@ -79,12 +81,21 @@ def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | No
     return dataclasses.replace(artifact, shipped=shipped)
 
 
-def _replace_constants(graph: ir.Graph, weights: Mapping[str, Weight], dtype: torch.dtype) -> None:
-    """Put the norms and biases of `weights`, which folds have scaled, into the graph."""
+def _replace_constants(
+    graph: ir.Graph, weights: Mapping[str, Weight], dtype: torch.dtype, offset: float
+) -> None:
+    """Put the norms and biases of `weights`, which folds have scaled, into the graph.
+
+    `offset` is what norms add to their stored weights.
+    """
     for name, weight in weights.items():
-        value = graph.initializers.get(plain_initializer(name))
-        if name.endswith("norm") and value is not None:
-            value.const_value = WeightTensor(str(value.name), weight.cast(dtype))
+        kind = leaf(name)
+        if kind.removesuffix(BIAS) not in NORMS:
+            continue
+        value = graph.initializers.get(norm_initializer(name))
+        if value is not None:
+            made = weight if is_bias(kind) else shifted(weight, offset)
+            value.const_value = WeightTensor(str(value.name), made.cast(dtype))
     for node in graph:
         matrix = node.metadata_props.get(MATRIX)
         if matrix is None or matrix in (EMBEDDING, HEAD):

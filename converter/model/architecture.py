@@ -113,18 +113,6 @@ class Architecture:
     def heads(self) -> HeadShape:
         return HeadShape(self.num_attention_heads, self.num_key_value_heads, self.head_dim)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether it has nothing but what Llama has, biases and sizes apart."""
-        plain = Attention(self.head_dim**-0.5, windows=(None,) * self.num_hidden_layers)
-        rotation = Rotation(self.head_dim, layers=(True,) * self.num_hidden_layers)
-        return (
-            (self.norm.type, self.norm.offset, self.activation) == ("rms", 0.0, "silu")
-            and (self.attention, self.rotation) == (plain, rotation)
-            and (self.parallel, self.logits_softcap) == (False, 0.0)
-            and self.multipliers == Multipliers()
-        )
-
 
 def read_architecture(config: Mapping[str, Any], description: Description) -> Architecture:
     """Fill a description's values in from config.json.

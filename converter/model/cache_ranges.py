@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from converter.errors import ConvertError, Problem
+from converter.model.architecture import Rotation
 from converter.model.reference import Reference
 from converter.progress import Advance
 
@@ -24,35 +26,54 @@ def cache_ranges(
 ) -> list[CacheRanges]:
     """The ranges of every layer on `token_ids`, int64 (sequences, tokens).
 
-    RoPE turns the pair of channels i and i + head_dim/2 by an angle that depends on the position.
-    The pair's length bounds both at every position, so the keys' ranges hold beyond these tokens.
+    They are of what transformers' class stores in its cache. RoPE turns pairs of channels by an
+    angle that depends on the position. The pair's length bounds both at every position, so the
+    keys' ranges hold beyond these tokens.
     """
     arch = reference.arch
     hidden = [reference.embed(row[None]) for row in token_ids]
     found = []
     for number in range(arch.num_hidden_layers):
         advance(number, arch.num_hidden_layers, f"layer {number + 1}")
+        rotation = arch.rotation if arch.rotation.layers[number] else None
         with reference.layer(number) as module:
-            attention: Any = module.get_submodule("self_attn")
-            key, value = _Largest(arch.head_dim, rotated=True), _Largest(arch.head_dim)
-            attention.k_proj.register_forward_hook(key.look)
-            attention.v_proj.register_forward_hook(value.look)
-            hidden = [reference.run_layer(module, item) for item in hidden]
-        found.append(CacheRanges(key.found, value.found))
+            largest = _Largest(rotation)
+            hidden = [reference.run_layer(module, item, largest) for item in hidden]
+        if not largest.key.dim():
+            raise ConvertError(
+                Problem(
+                    f"Layer {number} of transformers' class stores no keys and values.",
+                    "a layer that calls the method update of its cache",
+                    "set target.kv_cache=float",
+                )
+            )
+        found.append(CacheRanges(largest.key, largest.value))
     return found
 
 
 class _Largest:
-    """A forward hook on a projection of one sequence: each channel's largest magnitude."""
+    """In the place of transformers' cache: each channel's largest magnitude in one layer."""
 
-    def __init__(self, head_dim: int, rotated: bool = False) -> None:
-        self.found = torch.zeros(())
-        self._head_dim, self._rotated = head_dim, rotated
+    def __init__(self, rotation: Rotation | None) -> None:
+        self.key, self.value = torch.zeros(()), torch.zeros(())
+        self._rotation = rotation
 
-    def look(self, module: torch.nn.Module, given: Any, output: torch.Tensor) -> None:
-        heads = output.detach().float().reshape(output.shape[1], -1, self._head_dim)
-        if self._rotated:
-            first, second = heads.chunk(2, dim=-1)
-            length = torch.hypot(first, second)
-            heads = torch.cat([length, length], dim=-1)
-        self.found = torch.maximum(self.found, heads.abs().amax(0))
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Look at keys and values (batch, num_key_value_heads, tokens, head_dim)."""
+        lengths = keys.float() if self._rotation is None else _turned(keys.float(), self._rotation)
+        self.key = torch.maximum(self.key, lengths.abs().amax((0, 2)))
+        self.value = torch.maximum(self.value, values.float().abs().amax((0, 2)))
+        return keys, values
+
+
+def _turned(keys: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """`keys` (…, head_dim) with the lengths of the rotated pairs in the places of both."""
+    pairs, rest = keys[..., : rotation.columns], keys[..., rotation.columns :]
+    if rotation.interleaved:
+        pairs = torch.hypot(pairs[..., ::2], pairs[..., 1::2]).repeat_interleave(2, dim=-1)
+    else:
+        length = torch.hypot(*pairs.chunk(2, dim=-1))
+        pairs = torch.cat([length, length], dim=-1)
+    return torch.cat([pairs, rest], dim=-1)

@@ -335,6 +335,42 @@ def published_weights(decoder: Decoder, weights: Mapping[str, Weight]) -> dict[s
     return found
 
 
+@dataclass(frozen=True)
+class Place:
+    """A tensor of the checkpoint by its name; `rows`, int64, where it is some rows of that."""
+
+    name: str
+    rows: torch.Tensor | None = None
+
+
+def published_places(layout: LayoutConfig, arch: Architecture) -> dict[str, Place]:
+    """Where the first layer's canonical tensors are, whether the checkpoint holds them or not.
+
+    Names are canonical ones without `layers.0.`, such as `q_proj_bias`; those of fused tensors are
+    of their parts.
+    """
+    found: dict[str, Place] = {}
+    for canonical, name in published_names(layout, replace(arch, num_hidden_layers=1)).items():
+        _, inside, kind = canonical.partition("layers.0.")
+        suffix, kind = (BIAS if is_bias(kind) else ""), kind.removesuffix(BIAS)
+        if not inside:
+            continue
+        if kind in FUSED:
+            order, offset = _row_order(kind, layout, arch), 0
+            for part in FUSED[kind]:
+                count = arch.heads.part_rows(part)
+                rows = order[offset : offset + count]
+                found[f"{part}_proj{suffix}"] = Place(name, rows)
+                offset += count
+        elif kind == "gate_up_proj":
+            half = arch.intermediate_size
+            for part, start in zip(HALVES, (0, half), strict=True):
+                found[part + suffix] = Place(name, torch.arange(start, start + half))
+        else:
+            found[kind + suffix] = Place(name)
+    return found
+
+
 def _row_order(kind: str, layout: LayoutConfig, arch: Architecture) -> torch.Tensor:
     parts = FUSED[kind]
     separate = "kv_head group head_dim" if parts == ("q",) else "kv_head head_dim"

@@ -8,17 +8,18 @@ Llama with the rows of wqkv in another order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch.nn.functional import rms_norm
 
 from converter.errors import ConvertError, Problem
 from converter.model.architecture import Architecture
 from converter.model.config_view import transformers_config
-from converter.model.decoder import Decoder, published_weights
+from converter.model.decoder import Decoder, Place, published_places, published_weights
 from converter.model.tensor_kinds import BIAS, EMBEDDING, HEAD, is_bias
 from converter.model.transformers_model import TransformersModel, Vocabulary
 from converter.weights.weight import Weight
@@ -76,22 +77,46 @@ class Reference:
         """The weight of a parameter of layer `number`, by its name in transformers' layer."""
         return self._model.parameter(number, name)
 
-    def run_layer(self, module: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states (batch, tokens, hidden_size) after one layer."""
-        return self._model.run_layer(module, hidden)
+    def run_layer(
+        self, module: torch.nn.Module, hidden: torch.Tensor, cache: Any = None
+    ) -> torch.Tensor:
+        """Hidden states (batch, tokens, hidden_size) after one layer; `cache` gets its keys and
+        values, see `TransformersModel.run_layer`."""
+        return self._model.run_layer(module, hidden, cache)
 
-    def position_embeddings(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines (1, tokens, columns) of the positions of (batch, tokens, …)."""
-        return self._model.position_embeddings(hidden)
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        """Where the class has a layer's tensors: canonical name, as in `q_proj_bias`, to a place.
+
+        A description's empty names have none.
+        """
+        before, layer = self._model.example_layer()
+        parameters = {before + name for name, _ in layer.named_parameters()}
+        if self.decoder.layout.reference == "config":
+            found = published_places(self.decoder.layout, self.arch)
+        else:
+            found = {kind: Place(f"{before}{name}") for kind, name in _llama_parameters()}
+        return {
+            kind: replace(place, name=place.name.removeprefix(before))
+            for kind, place in found.items()
+            if place.name in parameters
+        }
+
+    def submodule(self, name: str) -> torch.nn.Module:
+        """A module of the class's first layer, without weights."""
+        return self._model.example_layer()[1].get_submodule(name)
 
     def hidden_states(self, token_ids: torch.Tensor, layers: int | None = None) -> torch.Tensor:
         """Hidden states after the first `layers` layers (all when None), before the last norm."""
         return self._model.hidden_states(token_ids, layers)
 
-    def last_norm(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the head of a plain decoder reads, float32 like the `hidden` states."""
-        weight = self.weights["norm"].read().float()
-        return rms_norm(hidden, (self.arch.hidden_size,), weight, self.arch.norm.eps)
+    def head_input(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 (…, hidden_size): what the head multiplies, behind the last norm."""
+        return self._model.head_input(hidden)
+
+    def finished_logits(self, product: torch.Tensor) -> torch.Tensor:
+        """float32 logits (tokens, vocab_size) of the head's product: scaled and capped."""
+        return self._model.finished_logits(product)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 logits (…, vocab_size) of hidden states, the last norm included."""
@@ -169,3 +194,9 @@ LLAMA_MODULES = {
     **{f"{part}_proj": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
 }
 """Canonical names to the modules of transformers' Llama."""
+
+
+def _llama_parameters() -> Iterator[tuple[str, str]]:
+    for kind, module in LLAMA_MODULES.items():
+        yield kind, f"{module}.weight"
+        yield kind + BIAS, f"{module}.bias"

@@ -9,6 +9,7 @@ any size runs in the memory of one layer.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +25,8 @@ NUMBER = "number"
 """Attribute of a layer's copy."""
 HEAD_ROWS = 8192
 """Rows of the head multiplied at a time."""
+SHAPES = 4
+"""Shapes of token ids whose calls are kept: calibration goes from batches to single tokens."""
 
 Stub = Callable[[int, torch.Tensor], torch.Tensor]
 """What stands in for a layer: its number and its hidden states, to the hidden states after it."""
@@ -77,8 +80,7 @@ class TransformersModel:
         self._rotaries = self._modules_of_buffers()
         self._watch_the_rest()
         self._wants_tuples: bool | None = None
-        self._shape: tuple[int, ...] = ()
-        self._calls: list[Call] = []
+        self._calls: dict[tuple[int, ...], list[Call]] = {}
 
     @property
     def num_layers(self) -> int:
@@ -102,27 +104,31 @@ class TransformersModel:
         module = copy.deepcopy(self._layers[number])  # whoever gets it may change its modules
         module.__dict__[NUMBER] = number
         try:
-            self._give(f"{self._prefix}.{number}", module)
+            self._give(f"{self._prefix}.{number}", module, self.dtype)
             yield module
         finally:
             _take(module)
 
-    def run_layer(self, module: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    def run_layer(
+        self, module: torch.nn.Module, hidden: torch.Tensor, cache: Any = None
+    ) -> torch.Tensor:
         """Hidden states (batch, tokens, hidden_size) after one layer that `layer` gave.
 
-        The layer is called as the class calls it: its mask, positions and their rotations.
+        The layer is called as the class calls it: its mask, positions and their rotations. What
+        it stores of keys and values goes to `cache`, which has the method `update` of
+        transformers' caches. Gradients are kept where they are enabled and `hidden` asks for them.
         """
         call = self._calls_of(hidden)[module.__dict__[NUMBER]]
-        with torch.no_grad():
-            result: Any = module(hidden, *call.args, **call.kwargs)
+        kwargs = call.kwargs if cache is None else {**call.kwargs, _cache_argument(module): cache}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and hidden.requires_grad):
+            result: Any = module(hidden, *call.args, **kwargs)
         output: torch.Tensor = result[0] if isinstance(result, tuple) else result
         return output
 
-    def position_embeddings(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines (1, tokens, columns) that the first layer gets."""
-        found: tuple[torch.Tensor, torch.Tensor]
-        found = self._calls_of(hidden)[0].kwargs["position_embeddings"]
-        return found
+    def example_layer(self) -> tuple[str, torch.nn.Module]:
+        """What stands before the names of the first layer's parameters, and that layer, which has
+        no weights."""
+        return f"{self._prefix}.0.", self._layers[0]
 
     def parameter(self, number: int, name: str) -> Weight | None:
         """The weight of a layer's parameter, such as self_attn.q_proj.weight."""
@@ -130,9 +136,10 @@ class TransformersModel:
 
     def _calls_of(self, hidden: torch.Tensor) -> list[Call]:
         shape = tuple(hidden.shape[:2])
-        if shape != self._shape:
-            self._record(torch.zeros(shape, dtype=torch.int64))
-        return self._calls
+        if shape not in self._calls:
+            with torch.no_grad():
+                self._record(torch.zeros(shape, dtype=torch.int64))
+        return self._calls[shape]
 
     def hidden_states(self, token_ids: torch.Tensor, layers: int | None = None) -> torch.Tensor:
         """Hidden states after the first `layers` layers (all when None), before the last norm."""
@@ -148,8 +155,27 @@ class TransformersModel:
         The class's last norm, the scale of its logits and their softcap are included.
         """
         with torch.no_grad():
-            found = self._finish(hidden.to(self.dtype))
+            found = self._finish(hidden)
         return found.float().reshape(*hidden.shape[:-1], found.shape[-1])
+
+    def head_input(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 (…, hidden_size): what the head multiplies of hidden states after the last layer.
+
+        Gradients are kept where they are enabled.
+        """
+        with self._head.replaced(lambda given: given[..., :1]) as heard:
+            self._finish(hidden)
+        return heard[0].float().reshape(hidden.shape)
+
+    def finished_logits(self, product: torch.Tensor) -> torch.Tensor:
+        """float32 logits (tokens, vocab_size) when the head's product, its bias included, is given.
+
+        That is the class's scale and softcap. Gradients are kept where they are enabled.
+        """
+        hidden = torch.zeros(1, product.shape[0], self.config.get_text_config().hidden_size)
+        with self._head.replaced(lambda _: product[None]):
+            found = self._finish(hidden)
+        return found[0].float()
 
     def _record(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Keep how the class calls its layers for (batch, tokens) ids; what the first one gets."""
@@ -160,14 +186,20 @@ class TransformersModel:
             first[:] = first or [hidden]
             return hidden
 
-        with torch.no_grad(), self._head.listening():
+        with torch.no_grad(), self._head.replaced(lambda given: given[..., :1]):
             self._run(token_ids, keep, calls)
-        self._shape, self._calls = tuple(token_ids.shape), calls
+        if len(self._calls) >= SHAPES:
+            self._calls.clear()
+        self._calls[tuple(token_ids.shape)] = calls
         return first[0]
 
     def _finish(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The class's logits (batch, tokens, vocab_size) when its last layer gives `hidden`."""
-        given = hidden if hidden.dim() == 3 else hidden.reshape(1, -1, hidden.shape[-1])
+        """The class's logits (batch, tokens, vocab_size) when its last layer gives `hidden`.
+
+        The last norm computes in float32.
+        """
+        given = hidden.float()
+        given = given if given.dim() == 3 else given.reshape(1, -1, given.shape[-1])
         ids, last = torch.zeros(given.shape[:2], dtype=torch.int64), self.num_layers - 1
         return self._run(ids, lambda number, x: given if number == last else x)
 
@@ -233,7 +265,7 @@ class TransformersModel:
             output = self._model.base_model(input_ids=ids, use_cache=False, return_dict=True)
         return [*states, output.last_hidden_state], calls
 
-    def _give(self, prefix: str, module: torch.nn.Module) -> None:
+    def _give(self, prefix: str, module: torch.nn.Module, dtype: torch.dtype) -> None:
         """Set a module's parameters, and the buffers that the weights have, from the weights."""
         found: dict[str, Weight | None] = {}
         problems: list[Problem] = []
@@ -245,14 +277,14 @@ class TransformersModel:
         for name, parameter in list(module.named_parameters()):
             weight = found[name]
             values = torch.zeros(parameter.shape) if weight is None else weight.read()
-            _set_parameter(module, name, values.to(self.dtype))
+            _set_parameter(module, name, values.to(dtype))
         for name, buffer in module.named_buffers():
             weight = self.weights.get(f"{prefix}.{name}")
             if weight is not None and weight.shape:  # a number follows from config.json
                 buffer.copy_(weight.read())
 
     def _give_before(self, prefix: str, module: torch.nn.Module, _: Any) -> None:
-        self._give(prefix, module)
+        self._give(prefix, module, torch.float32)
 
     def _replace_head(self) -> _Head:
         """Put a head that reads its rows in parts into the place of the class's."""
@@ -317,14 +349,13 @@ class _Head(torch.nn.Module):
     def __init__(self, weight: Weight, bias: Weight | None, dtype: torch.dtype) -> None:
         super().__init__()
         self._weight, self._bias, self._dtype = weight, bias, dtype
-        self._heard: list[torch.Tensor] | None = None
+        self._instead: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (batch, tokens, vocab_size) of (batch, tokens, hidden_size)."""
-        if self._heard is not None:
-            self._heard.append(hidden)
-            return hidden[..., :1]
-        vocab_size = self._weight.shape[0]
+        if self._instead is not None:
+            return self._instead(hidden)
+        hidden, vocab_size = hidden.to(self._dtype), self._weight.shape[0]
         out = torch.empty(*hidden.shape[:-1], vocab_size, dtype=hidden.dtype)
         for start in range(0, vocab_size, HEAD_ROWS):
             stop = min(start + HEAD_ROWS, vocab_size)
@@ -332,14 +363,21 @@ class _Head(torch.nn.Module):
         return out if self._bias is None else out.add_(self._bias.read().to(self._dtype))
 
     @contextmanager
-    def listening(self) -> Iterator[list[torch.Tensor]]:
-        """Keep what the head is given, and multiply nothing."""
+    def replaced(
+        self, instead: Callable[[torch.Tensor], torch.Tensor]
+    ) -> Iterator[list[torch.Tensor]]:
+        """Multiply nothing, and give what `instead` makes of the input; what the head was given."""
         heard: list[torch.Tensor] = []
-        self._heard = heard
+
+        def keep(hidden: torch.Tensor) -> torch.Tensor:
+            heard.append(hidden)
+            return instead(hidden)
+
+        self._instead = keep
         try:
             yield heard
         finally:
-            self._heard = None
+            self._instead = None
 
 
 def _plain_config(config: Any) -> Any:
@@ -440,6 +478,12 @@ def _set_parameter(module: torch.nn.Module, name: str, values: torch.Tensor) -> 
     owner, _, leaf = name.rpartition(".")
     parameter = torch.nn.Parameter(values, requires_grad=False)
     setattr(module.get_submodule(owner), leaf, parameter)
+
+
+def _cache_argument(layer: torch.nn.Module) -> str:
+    """The name by which a layer takes its cache."""
+    names = inspect.signature(layer.forward).parameters
+    return "layer_past" if "layer_past" in names else "past_key_values"
 
 
 def _take(module: torch.nn.Module) -> None:

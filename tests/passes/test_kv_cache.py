@@ -110,13 +110,8 @@ def test_ranges_hold_the_rotated_keys_at_every_position(build: Callable[..., Any
     ids = torch.arange(3, 67)[None]
     (found,) = cache_ranges(reference, ids, lambda done, total, detail: None)
     cache, hidden = DynamicCache(), reference.embed(ids)
-    with reference.layer(0) as module, torch.no_grad():
-        module(
-            hidden,
-            attention_mask=None,
-            past_key_values=cache,
-            position_embeddings=reference.position_embeddings(hidden),
-        )
+    with reference.layer(0) as module:
+        reference.run_layer(module, hidden, cache)
     keys, values = cache.layers[0].keys[0].abs(), cache.layers[0].values[0].abs()
     assert (keys.amax(1) <= found.key * (1 + 1e-5)).all()
     assert (keys.amax(1) >= found.key / 2).float().mean() > 0.9

@@ -7,7 +7,7 @@ import torch
 
 from converter.calibration.layer import STAGES, LayerStages, check_finite, check_weights
 from converter.errors import ConvertError
-from converter.model.decoder import Decoder
+from converter.model.decoder import Decoder, Place
 from converter.model.reference import Reference
 from converter.weights.weight import TensorWeight
 
@@ -69,17 +69,23 @@ def test_norms_and_biases_of_folded_weights_are_taken(
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_the_gradient_of_the_down_projection_is_autograds(
+def test_the_gradient_of_the_down_projection_needs_no_product(
     decoder: Decoder, reference: Reference
 ) -> None:
-    width = decoder.architecture.intermediate_size
-    product = torch.randn(1, 5, width, requires_grad=True)
-    gradient = torch.randn(1, 5, decoder.architecture.hidden_size)
-    with reference.layer(0) as module:
-        stages = LayerStages(reference, module, 0)
-        result = stages.after_feed_forward(torch.zeros_like(gradient), product)
-        (expected,) = torch.autograd.grad(result, product, gradient)
-        assert torch.allclose(stages.down_gradient(gradient), expected, atol=1e-6)
+    """Nothing reads the layer's result, so its last product is left out: same gradients."""
+    hidden, gradient = hidden_of(decoder), torch.randn(1, 20, decoder.architecture.hidden_size)
+    found = []
+    for unread in (True, False):
+        with reference.layer(0) as module:
+            stages = LayerStages(reference, module, 0)
+            if not unread:
+                stages._places["ffn_post_norm"] = Place("none.weight")
+            found.append(stages.gradients(hidden, gradient))
+    (below, parts), (again, others) = found
+    assert torch.allclose(below, again, atol=1e-6)
+    assert parts.keys() == others.keys()
+    assert all(torch.allclose(parts[name], others[name], atol=1e-6) for name in parts)
+    assert torch.equal(parts["down_proj"], gradient)
 
 
 def test_no_parameter_asks_for_a_gradient(reference: Reference) -> None:

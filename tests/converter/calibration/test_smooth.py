@@ -58,7 +58,7 @@ def scheme(make_recipe: Callable[..., Any], *words: str) -> Scheme:
 
 def output_error(decoder: Decoder, folds: dict[str, torch.Tensor], part: str) -> float:
     """‖(W - rounded W) x‖² of a linear of layer 0 when inputs and weights are folded."""
-    weights = apply_folds(decoder.weights, "layers.0", folds, decoder.architecture)
+    weights = apply_folds(decoder.weights, "layers.0", folds, decoder)
     stage = next(stage for stage, parts in STAGES.items() if part in parts)
     x = states_of(replace(decoder, weights=weights))[stage]
     weight = weights[f"layers.0.{part}"].read().float()
@@ -70,7 +70,7 @@ def test_folds_lower_the_output_errors(uneven: Decoder, make_recipe: Callable[..
     forms = dict.fromkeys(PARTS, FORM)
     by = scheme(make_recipe, "quant=awq", "quant.round=rtn")
     arch = uneven.architecture
-    folds = find_folds(uneven.weights, "layers.0", gathered(states_of(uneven)), forms, by, arch)
+    folds = find_folds(uneven.weights, "layers.0", gathered(states_of(uneven)), forms, by, uneven)
     assert {"attention_norm", "ffn_norm"} <= set(folds)
     for name, parts in (("attention_norm", "qkv"), ("ffn_norm", ("gate", "up"))):
         assert folds[name].shape == (arch.hidden_size,) and folds[name].min() > 0
@@ -82,13 +82,13 @@ def test_folds_lower_the_output_errors(uneven: Decoder, make_recipe: Callable[..
 def test_a_fold_whose_consumers_stay_in_float_is_left_out(
     uneven: Decoder, make_recipe: Callable[..., Any]
 ) -> None:
-    by, arch = scheme(make_recipe, "quant=awq"), uneven.architecture
+    by = scheme(make_recipe, "quant=awq")
     known = gathered(states_of(uneven))
     forms = {"q_proj": FORM, "k_proj": FORM, "gate_proj": FORM, "up_proj": FORM}
-    found = find_folds(uneven.weights, "layers.0", known, forms, by, arch)
+    found = find_folds(uneven.weights, "layers.0", known, forms, by, uneven)
     assert "attention_norm" not in found  # v_proj is not rounded
     assert found.keys() <= {"ffn_norm"}
-    assert find_folds(uneven.weights, "layers.0", known, {}, by, arch) == {}
+    assert find_folds(uneven.weights, "layers.0", known, {}, by, uneven) == {}
 
 
 def test_weights_that_round_without_error_need_no_scales(
@@ -105,4 +105,4 @@ def test_weights_that_round_without_error_need_no_scales(
         inputs[stage].add(torch.randn(300, shape[1]))
     by = scheme(make_recipe, "quant=awq", "quant.round=rtn")
     forms = dict.fromkeys(PARTS, FORM)
-    assert find_folds(weights, "layers.0", inputs, forms, by, decoder.architecture) == {}
+    assert find_folds(weights, "layers.0", inputs, forms, by, decoder) == {}

@@ -55,7 +55,7 @@ def test_hidden_states_after_some_layers(build: Callable[..., Any]) -> None:
         states = llama_of(decoder.checkpoint)(IDS, output_hidden_states=True).hidden_states
     for layers in range(3):
         assert torch.allclose(found.hidden_states(IDS, layers), states[layers], atol=1e-5)
-    normed = found.last_norm(found.hidden_states(IDS))
+    normed = found.head_input(found.hidden_states(IDS))
     assert torch.allclose(normed, states[3], atol=1e-5)  # transformers' last one is normed
 
 
