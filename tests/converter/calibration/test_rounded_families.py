@@ -29,11 +29,28 @@ SCHEMES = {
     "mixed": ["quant=best", "quant.bits_per_weight=5.5", "quant.smooth=awq"],
     "shared": ["quant=best", "calibration=shared", "quant.smooth=awq"],
 }
-STRUCTURES = (
-    ["phi3", "gemma2", "gemma3", "qwen3", "olmo", "olmo2", "cohere", "stablelm", "glm", "nemotron"]
-    + ["phi2", "exaone4", "hunyuan", "gpt_neox", "granite", "granite4", "starcoder2", "smollm3"]
-    + ["jais2", "llama_mlp_bias"]
-)
+STRUCTURES = [
+    "phi3",
+    "gemma2",
+    "gemma3",
+    "qwen3",
+    "olmo",
+    "olmo2",
+    "cohere",
+    "stablelm",
+    "glm",
+    "nemotron",
+    "phi2",
+    "exaone4",
+    "hunyuan",
+    "gpt_neox",
+    "granite",
+    "granite4",
+    "starcoder2",
+    "smollm3",
+    "jais2",
+    "llama_mlp_bias",
+]
 """Each has another set of norms, folds, fused tensors or places."""
 
 
