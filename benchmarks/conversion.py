@@ -4,8 +4,8 @@
 
 Writes a synthetic InternLM2 checkpoint of the model's shape (bf16, sharded) and, for the builder,
 its Llama-shaped twin (the builder cannot read InternLM2's own form), and runs each converter as a
-process of its own, with its input in the page cache. Time is wall-clock, memory
-is the peak resident memory of the whole process.
+process of its own, with its input in the page cache and nothing in `convert`'s cache. Time is
+wall-clock, memory is the peak resident memory of the whole process.
 """
 
 from __future__ import annotations
@@ -53,8 +53,10 @@ class Measured:
 def measure(name: str, command: Sequence[str], output: Path) -> Measured:
     """Run a command and measure it; its output goes to a log beside `output`."""
     shutil.rmtree(output, ignore_errors=True)
-    log = output.with_suffix(".log")
+    log, cache = output.with_suffix(".log"), output.with_suffix(".cache")
+    shutil.rmtree(cache, ignore_errors=True)
     environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {"CONVERT_CACHE": str(cache)}
     start = time.perf_counter()
     with log.open("wb") as stream:
         process = os.posix_spawn(
@@ -72,6 +74,7 @@ def measure(name: str, command: Sequence[str], output: Path) -> Measured:
         raise SystemExit(f"{name} failed:\n{log.read_text()[-2000:]}")
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     shutil.rmtree(output)
+    shutil.rmtree(cache, ignore_errors=True)
     return Measured(name, seconds, usage.ru_maxrss * 1024, size)
 
 

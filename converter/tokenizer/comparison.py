@@ -5,18 +5,18 @@ Both are asked while converting: token ids of hard texts, and every conversation
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from converter.errors import Problem
+from converter.machine.memory import return_memory
 from converter.tokenizer.conversations import SAMPLES, Sample
-from converter.tokenizer.hard_texts import hard_texts
 from converter.tokenizer.jinja import RenderError, render
+from converter.tokenizer.read_texts import ReadText, read_texts
 from converter.tokenizer.runtime_tokenizer import RuntimeTokenizer, runtime_is_installed
-from converter.tokenizer.tokenizer_json import read_with_library
+from converter.tokenizer.tokenizer_json import read_bytes_with_library
 
 _WORDS = 40
 """Characters that an example shows of a longer text."""
@@ -26,8 +26,8 @@ _WORDS = 40
 class Expected:
     """What transformers reads: the checkpoint's own tokenizer and template."""
 
-    tokenizer: Any | None
-    """The `tokenizers.Tokenizer` of the checkpoint's own file; None for that of the written one."""
+    texts: tuple[ReadText, ...] | None
+    """Ids by the checkpoint's own file; None where the written one says what is right."""
     mended: bool = False
     """Whether the written file differs from it."""
     template: str | None = None
@@ -77,6 +77,8 @@ def compare_with_runtime(files: Mapping[str, bytes], expected: Expected) -> Comp
         return Comparison(
             ("onnxruntime-genai is not installed, so ids and templates were not compared",)
         )
+    texts = _texts(files["tokenizer.json"], expected)
+    return_memory()  # one reader after the other
     try:
         runtime = RuntimeTokenizer(files)
     except Exception as error:  # the runtime raises bare exceptions of several types
@@ -88,10 +90,10 @@ def compare_with_runtime(files: Mapping[str, bytes], expected: Expected) -> Comp
         differing = [] if endless else _template_differences(runtime, expected)
         problems += [said for said in (endless, _template_problem(differing)) if said]
         notes += [said for said in (_refusal_note(expected), _template_note(differing)) if said]
-    total, wrong = _differing_texts(runtime, expected, files["tokenizer.json"])
+    wrong = [said for text in texts if (said := _difference(runtime, text))]
     example = wrong[0].text if wrong else ""
     return Comparison(
-        (*notes, *_text_notes(total, wrong)), tuple(problems), total, len(wrong), example
+        (*notes, *_text_notes(len(texts), wrong)), tuple(problems), len(texts), len(wrong), example
     )
 
 
@@ -221,28 +223,37 @@ class _TextDifference:
     text: str
 
 
-def _differing_texts(
-    runtime: RuntimeTokenizer, expected: Expected, content: bytes
-) -> tuple[int, list[_TextDifference]]:
-    """How many texts were compared, and those that the runtime or the written file misreads."""
-    reader = expected.tokenizer or read_with_library(json.loads(content))
-    written = read_with_library(json.loads(content)) if expected.mended else reader
-    added = reader.get_added_tokens_decoder()
-    texts = list(hard_texts([added[index].content for index in sorted(added)]))
-    wrong = []
-    for kind, text in texts:
-        ids = reader.encode(text, add_special_tokens=False).ids
-        again = ids if written is reader else written.encode(text, add_special_tokens=False).ids
-        found = _encoded(runtime, text)
-        if found != ids or again != ids:
-            shown = _ids_apart(again if found == ids else found, ids)
-            wrong.append(_TextDifference(kind, f"{_shown(text)}: {shown}"))
-    return len(texts), wrong
+@dataclass(frozen=True)
+class _Read:
+    """A text, and its ids by the checkpoint's file and by the written one."""
+
+    right: ReadText
+    written: tuple[int, ...]
 
 
-def _encoded(runtime: RuntimeTokenizer, text: str) -> list[int] | None:
+def _texts(content: bytes, expected: Expected) -> list[_Read]:
+    """The written file is read only where it is not the checkpoint's own."""
+    if expected.texts is not None and not expected.mended:
+        return [_Read(item, item.ids) for item in expected.texts]
+    reader = read_bytes_with_library(content)
+    if expected.texts is None:
+        return [_Read(item, item.ids) for item in read_texts(reader)]
+    again = read_texts(reader, [(item.kind, item.text) for item in expected.texts])
+    return [_Read(a, b.ids) for a, b in zip(expected.texts, again, strict=True)]
+
+
+def _difference(runtime: RuntimeTokenizer, text: _Read) -> _TextDifference | None:
+    """What the runtime or the written file misreads of a text."""
+    ids, found = text.right.ids, _encoded(runtime, text.right.text)
+    if found == ids and text.written == ids:
+        return None
+    shown = _ids_apart(text.written if found == ids else found, ids)
+    return _TextDifference(text.right.kind, f"{_shown(text.right.text)}: {shown}")
+
+
+def _encoded(runtime: RuntimeTokenizer, text: str) -> tuple[int, ...] | None:
     try:
-        return runtime.encode(text)
+        return tuple(runtime.encode(text))
     except RuntimeError:
         return None
 

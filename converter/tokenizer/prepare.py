@@ -29,9 +29,11 @@ from converter.tokenizer.chat_template import (
     uses_im_end,
     with_tool_forms,
 )
-from converter.tokenizer.comparison import Comparison, Expected, compare_with_runtime
+from converter.tokenizer.comparison import Comparison, Expected
 from converter.tokenizer.merges import WHOLE_TEXT_PATTERN
 from converter.tokenizer.post_processor import adds_token
+from converter.tokenizer.read_texts import read_texts
+from converter.tokenizer.remembered import remembered_comparison
 from converter.tokenizer.rewritten_template import rewritten_template
 from converter.tokenizer.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
 from converter.tokenizer.settings import (
@@ -98,8 +100,8 @@ class TokenizerFiles:
 
     @cached_property
     def comparison(self) -> Comparison:
-        """What onnxruntime-genai reads differently, asked once; see `compare_with_runtime`."""
-        return compare_with_runtime(self.files, self.expected)
+        """What onnxruntime-genai reads differently, asked once; see `remembered_comparison`."""
+        return remembered_comparison(self.files, self.expected)
 
 
 def prepare_tokenizer(checkpoint_folder: Path, vocab_size: int) -> TokenizerFiles:
@@ -211,7 +213,7 @@ def _from_tokenizer_json(settings: dict[str, Any], vocab_size: int) -> Tokenizer
                 f"{TOKENIZER_JSON} does; the latter counts"
             )
         settings[TOKENIZER_CONFIG] = {**given, "add_bos_token": add_bos}
-    expected = Expected(reader, content is not original)
+    expected = Expected(read_texts(reader), content is not original)
     return _assemble(content, expected, settings, template, notes, vocab_size)
 
 

@@ -201,7 +201,12 @@ def _splits_words(pre_tokenizer: Any) -> bool:
 
 
 def read_with_library(content: Mapping[str, Any]) -> Any:
-    """A `tokenizers.Tokenizer` of the content, which the library checks in full.
+    """A `tokenizers.Tokenizer` of the content; see `read_bytes_with_library`."""
+    return read_bytes_with_library(json.dumps(content).encode())
+
+
+def read_bytes_with_library(content: bytes) -> Any:
+    """A `tokenizers.Tokenizer` of a file's content, which the library checks in full.
 
     Like transformers, it neither cuts nor pads a text, whatever the file says; trainers leave that.
 
@@ -211,13 +216,16 @@ def read_with_library(content: Mapping[str, Any]) -> Any:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_str(json.dumps({**content, "truncation": None, "padding": None}))
+        tokenizer = Tokenizer.from_buffer(content)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the library is no Exception
         said = " ".join(str(error).split()).rstrip(".")[:200]
         found = f"The tokenizers library cannot read tokenizer.json: {said}."
         raise ConvertError(Problem(found, "a tokenizers file", _FROM_ELSEWHERE)) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def token_ids(content: dict[str, Any]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from converter.tokenizer.byte_level import GPT2_PATTERN, mend_byte_level, split_step
 from converter.tokenizer.comparison import Expected, compare_with_runtime
+from converter.tokenizer.read_texts import read_texts
 from converter.tokenizer.tokenizer_json import mend_tokenizer_json
 
 CORPUS = ["the cat's 12345 hats, they'll cost 1,234.5 and 67", "x = y1 + 22; print(x)\n\n  end"] * 9
@@ -36,7 +37,7 @@ def level(use_regex: bool = True, prefix: bool = False) -> Any:
 def differing(content: dict[str, Any], mended: dict[str, Any]) -> int:
     files = {"tokenizer.json": json.dumps(mended).encode(), "tokenizer_config.json": CONFIG}
     reader = Tokenizer.from_str(json.dumps(content))
-    return compare_with_runtime(files, Expected(reader, mended=True)).differing
+    return compare_with_runtime(files, Expected(read_texts(reader), mended=True)).differing
 
 
 DIGITS = pre_tokenizers.Digits(individual_digits=True)

@@ -14,6 +14,7 @@ from converter.tokenizer import comparison, prepare_tokenizer
 from converter.tokenizer.comparison import Comparison, Expected, compare_with_runtime
 from converter.tokenizer.conversations import SAMPLES
 from converter.tokenizer.jinja import render
+from converter.tokenizer.read_texts import read_texts
 from converter.tokenizer.runtime_tokenizer import RuntimeTokenizer
 from converter.tokenizer.tokenizer_json import read_with_library
 
@@ -76,7 +77,7 @@ def test_a_template_that_transformers_refuses_in_plain_is_noted_only() -> None:
 def test_other_ids_are_counted_by_kind() -> None:
     reader = Tokenizer.from_buffer(demo_files()["tokenizer.json"])
     reader.normalizer = normalizers.Sequence([normalizers.NFC(), reader.normalizer])
-    found = compare_with_runtime(demo_files(), Expected(reader, mended=True))
+    found = compare_with_runtime(demo_files(), Expected(read_texts(reader), mended=True))
     (note,) = found.notes
     assert "of decomposed letters" in note and 0 < found.differing < 10
     assert list(found.text_problems(0.1)) == []
@@ -87,7 +88,7 @@ def test_other_ids_are_counted_by_kind() -> None:
 def test_a_reader_that_lowers_letters_is_past_the_bound() -> None:
     reader = Tokenizer.from_buffer(demo_files()["tokenizer.json"])
     reader.normalizer = normalizers.Sequence([normalizers.Lowercase(), reader.normalizer])
-    found = compare_with_runtime(demo_files(), Expected(reader, mended=True))
+    found = compare_with_runtime(demo_files(), Expected(read_texts(reader), mended=True))
     assert len(list(found.text_problems(0.1))) == 1 and not list(found.text_problems(1.0))
 
 
@@ -135,7 +136,7 @@ def test_cutting_and_padding_that_a_trainer_left_are_no_difference() -> None:
     reader = read_with_library(json.loads(left.to_str()))
     files = {**demo_files(), "tokenizer.json": left.to_str().encode()}
     for mended in (True, False):
-        assert compare_with_runtime(files, Expected(reader, mended)).differing == 0
+        assert compare_with_runtime(files, Expected(read_texts(reader), mended)).differing == 0
     assert compare_with_runtime(files, Expected(None)).differing == 0
 
 
