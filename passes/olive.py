@@ -111,7 +111,7 @@ def _measure(package: Package, run: Run, scratch: Path) -> dict[str, float]:
     files: dict[str, str] = {
         name: FULL_LOGITS if name == "perplexity" else MODEL_FILE for name in olive.evaluate
     }
-    rows = evaluation_rows(package.folder, scratch) if "perplexity" in files else []
+    rows = evaluation_rows(package.folder) if "perplexity" in files else []
     try:
         if rows:
             full.write_bytes(full_logits_model(package.folder))

@@ -18,6 +18,7 @@ from converter.evaluation.runtime_logits import model_inputs
 from converter.graph.cpu_model import cut_model
 from converter.graph.graph import Graph
 from converter.graph.names import MODEL_FILE
+from converter.machine.memory import return_memory
 from converter.model.reference import Reference
 from converter.output.package import Package
 from converter.providers import CPU
@@ -85,10 +86,12 @@ def compare_generation(
         prompt = prompt_tokens(folder, recipe.verify.prompt, vocab_size)
         prompt = prompt[: package.graph.context_length - recipe.verify.new_tokens]
         tokens, found = generate(folder, prompt, recipe.verify.new_tokens)
+        return_memory()  # what the session held, before the next one is opened
         cost = None
         if recipe.rounds_activations:
             shipped = cpu_copy(package.folder, _made(Path(name) / "shipped"))
             cost = _cost(found, forced_logits(shipped, tokens[:-1], len(prompt)))
+            return_memory()
     reference = _reference(package.graph)
     hidden = reference.hidden_states(torch.tensor([tokens[:-1]]))
     expected = reference.logits(hidden[0, len(prompt) - 1 :])

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from converter.errors import ConvertError, Problem
-from converter.runtime.cpu_folder import cpu_copy
 from converter.text.texts import BUILTIN, evaluation_chunks, load_text
 
 EVALUATION_TOKENS, EVALUATION_CHUNKS = 128, 4
 """Built-in text for Olive's perplexity: the same tokens for every model with one tokenizer."""
 
 
-def evaluation_rows(folder: Path, scratch: Path) -> list[list[int]]:
+def evaluation_rows(folder: Path) -> list[list[int]]:
     """Rows of equal length: the built-in evaluation text in the tokens of `folder`."""
     import onnxruntime_genai as og
 
@@ -25,13 +23,11 @@ def evaluation_rows(folder: Path, scratch: Path) -> list[list[int]]:
                 "remove perplexity from olive.evaluate",
             )
         )
-    with TemporaryDirectory(dir=scratch) as name:
-        tokenizer = og.Tokenizer(og.Model(str(cpu_copy(folder, Path(name)))))
-        chunks = evaluation_chunks(
-            load_text(BUILTIN, half="evaluation"),
-            tokenizer.encode,
-            n_ctx=EVALUATION_TOKENS,
-            max_chunks=EVALUATION_CHUNKS,
-        )
+    chunks = evaluation_chunks(
+        load_text(BUILTIN, half="evaluation"),
+        og.Tokenizer(str(folder)).encode,
+        n_ctx=EVALUATION_TOKENS,
+        max_chunks=EVALUATION_CHUNKS,
+    )
     rows: list[list[int]] = chunks.input_ids.tolist()
     return rows

@@ -83,7 +83,7 @@ def forced_logits(folder: Path, tokens: Sequence[int], prompt: int) -> torch.Ten
 
 
 def prompt_tokens(folder: Path, text: str, vocab_size: int) -> list[int]:
-    """Token ids of a text, after BOS; `folder` runs here.
+    """Token ids of a text, after BOS, without loading the model of `folder`.
 
     Without a tokenizer they are ids from all over the vocabulary.
     """
@@ -91,7 +91,7 @@ def prompt_tokens(folder: Path, text: str, vocab_size: int) -> list[int]:
         return spread_ids(vocab_size, 8)
     import onnxruntime_genai as og
 
-    tokenizer = og.Tokenizer(og.Model(str(folder)))
+    tokenizer = og.Tokenizer(str(folder))
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     bos = config["model"].get("bos_token_id")
     return [*([] if bos is None else [bos]), *tokenizer.encode(text).tolist()]

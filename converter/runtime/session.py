@@ -23,7 +23,7 @@ GENAI, ONNXRUNTIME = "onnxruntime_genai", "onnxruntime"
 LARGEST_SEED = 2**31 - 1
 """The runtime keeps a seed in 32 bits; a negative one would be drawn anew each time."""
 _LONGEST_RUN = 8_000
-_UNBROKEN = re.compile(rb"[^\t-\r 0-9]+")
+_UNBROKEN = re.compile(rb"[^\t-\r 0-9]+|[\t-\r ]+")
 
 
 def missing_runtime(why: str, without: str, module: str = GENAI) -> Iterator[Problem]:
@@ -244,8 +244,8 @@ def _check_runs(text: str) -> None:
     if longest > _LONGEST_RUN:
         raise ConvertError(
             Problem(
-                f"The text has a run of {longest} bytes without a space, digit or line break.",
+                f"The text has a run of {longest} bytes without a blank or digit, or of blanks.",
                 f"at most {_LONGEST_RUN}, or onnxruntime-genai's tokenizer overflows its stack",
-                "break the text into lines",
+                "shorten the run, or break it into lines",
             )
         )

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from converter.tokenizer.blank_runs import with_blank_runs
+
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What `ByteLevel` splits by; the runtime knows exactly this spelling."""
 _DIGIT_PATTERN = r"\p{N}"
@@ -68,6 +70,7 @@ def _as_split(step: Mapping[str, Any]) -> dict[str, Any] | None:
             return split_step(_DIGIT_PATTERN)
         case {"type": "Split", "behavior": "Isolated", "pattern": {"String": str(text)}}:
             return split_step(_MEANT.sub(r"\\\1", text))
-        case {"type": "Split", "pattern": {"Regex": str()}}:
-            return dict(step)
+        case {"type": "Split", "pattern": {"Regex": str(pattern)}}:
+            written = with_blank_runs(pattern)
+            return dict(step) if written == pattern else {**step, "pattern": {"Regex": written}}
     return None

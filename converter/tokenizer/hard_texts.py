@@ -32,6 +32,9 @@ _CODE = (
     "https://example.org/a/b?c=d&e=%20f#g", "user.name+tag@example.co.uk",
     "C:\\Users\\me\\file.txt", "$ pip install 'x[y]' && echo $HOME | grep -v \"a\"",
     "\\frac{a}{b} + \\sum_{i=0}^{n} x_i", "# Title\n\n- one\n- two\n\n```py\nx\n```\n",
+    "if (a) {\n\t\n\t\tb();\n}\n", "def f():\n    x = 1\n    \n    return x\n",
+    "a = 1; \n    b = 2\n", "}\n//c", "};\n\n/* c */\n#b", "\t\t}\n\t}\n}\n",
+    "x = [\n  1,\n\n  2,\n ]",
     "a->b::c", "x&&y||!z", "!=", "==", "=>", "...", "/* c */", "//", "##", "@a", "#b", "^_^",
 )  # fmt: skip
 _BLANKS = (
@@ -92,6 +95,7 @@ def _long_texts() -> Iterator[str]:
     yield " ".join(_NUMBERS)
     yield "".join(_SCRIPTS)
     yield " ".join(_SYMBOLS)
+    yield "天地玄黃，宇宙洪荒；日月盈昃，辰宿列張。" * 12
     yield "x" * 300
     yield "ab " * 100
     yield " " * 70 + "end"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from string import punctuation
 
 from converter.tokenizer.sentencepiece_model import NORMAL, SPACE, SentencePieceModel
 
@@ -16,11 +17,18 @@ WHOLE_TEXT_PATTERN = r"[\s\S]+"
 """Splits nothing: right for every vocabulary, see `split_pattern` for what it costs."""
 
 _BLANK, _BREAK = r"[\t-\r ]", r"[\t-\r]"
-_OTHER = rf"(?:[^\t-\r 0-9{SPACE}]+|{SPACE}(?: {_BLANK}*)?|[{SPACE}])+"
 _JOIN = rf"(?:{_BREAK}{_BLANK}*(?:[\t\v\f\r ]|(?={SPACE}))|[\t\v\f\r]|\n(?={SPACE}))"
-SAFE_SPLIT_PATTERN = (
-    rf"[0-9]+|{_BLANK}*{_OTHER}(?:{_JOIN}{_OTHER})*(?:{_BREAK}{_BLANK}*)?|{_BLANK}+"
-)
+
+
+def _safe_pattern(glued: str = "") -> str:
+    """`SAFE_SPLIT_PATTERN` that does not cut between one of the signs `glued` and a space."""
+    signs = "".join(f"\\{sign}" for sign in glued)
+    joined = f"(?:{SPACE}|[{signs}])" if glued else SPACE
+    other = rf"(?:[^\t-\r 0-9{SPACE}{signs}]+|{joined}(?: {_BLANK}*)?|[{SPACE}])+"
+    return rf"[0-9]+|{_BLANK}*{other}(?:{_JOIN}{other})*(?:{_BREAK}{_BLANK}*)?|{_BLANK}+"
+
+
+SAFE_SPLIT_PATTERN = _safe_pattern()
 r"""Splits where `_cuts` says: around digits, before a space after a word, after a line break.
 
 onnxruntime-genai matches it byte by byte, before it turns spaces into \u2581; tokenizers matches it
@@ -56,14 +64,18 @@ def split_pattern(pieces: Iterable[str]) -> str:
     It matches with std::regex, whose recursion overflows the stack on a match of 20 to 30 kB, so
     that `WHOLE_TEXT_PATTERN` kills the process on a long prompt; its BPE is also quadratic in the
     length of a match. `SAFE_SPLIT_PATTERN` has neither fault and is used when the vocabulary
-    allows it: when no piece holds a pair of characters that the pattern parts.
+    allows it: when no piece holds a pair of characters that the pattern parts. A few signs before a
+    space are let off, as in Gemma's `>\u2581</`.
     """
     pairs: set[tuple[str, str]] = set()
     for piece in pieces:
         pairs.update(pairwise(piece))
-    if any(_cuts(*pair) for pair in pairs):
+    parted = [pair for pair in pairs if _cuts(*pair)]
+    glued = {left for left, right in parted if right == SPACE and left in punctuation}
+    if len(glued) > _MOST_GLUED or any(left not in glued or right != SPACE
+                                       for left, right in parted):  # fmt: skip
         return WHOLE_TEXT_PATTERN
-    return SAFE_SPLIT_PATTERN
+    return _safe_pattern("".join(sorted(glued)))
 
 
 def _cuts(left: str, right: str) -> bool:
@@ -75,5 +87,6 @@ def _cuts(left: str, right: str) -> bool:
     return left == "\n" and right not in _BREAKS
 
 
+_MOST_GLUED = 4
 _DIGITS = frozenset("0123456789")
 _BREAKS = frozenset("\t\n\v\f\r")

@@ -8,7 +8,7 @@ SentencePiece gives. What remains different, because the runtime cannot do other
 - Text that spells a special token, `<s>` or `<|im_end|>`, becomes that token, because chat
   templates write them as text. SentencePiece itself never makes a CONTROL piece out of text.
 - onnxruntime-genai overflows its stack on a run of about 20 kB without any space, digit or line
-  break (measured with Linux's usual 8 MB of stack).
+  break, or of blanks only (measured with Linux's usual 8 MB of stack).
 - A model with a dummy prefix (Llama's, not InternLM2's): onnxruntime-genai keeps the prefix's space
   when it decodes, and the prefix follows a special token where SentencePiece puts it first.
 """

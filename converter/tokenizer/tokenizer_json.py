@@ -119,26 +119,51 @@ def _bos_first(model: SentencePieceModel) -> dict[str, Any]:
 
 
 def mend_tokenizer_json(content: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """A checkpoint's own tokenizer.json, with the pre-tokenizer that onnxruntime-genai needs.
+    """A checkpoint's own tokenizer.json, written so that onnxruntime-genai reads it alike.
 
-    SentencePiece-like files (byte fallback) often have none, or `Metaspace`, and onnxruntime-genai
-    then splits the text by a regular expression of its own; it follows no `Digits` either. `notes`
-    receives what was changed.
+    SentencePiece-like files (byte fallback) often have no pre_tokenizer, or `Metaspace`, and
+    onnxruntime-genai then splits the text by a regular expression of its own; it follows no
+    `Digits` either. `notes` receives what was changed.
     """
     model, given = content["model"], content.get("pre_tokenizer")
-    if not model.get("byte_fallback") and (steps := mend_byte_level(given)) is not None:
+    if _lose_returns(model):
+        notes.append("merges of tokenizer.json were written as pairs, which keep carriage returns")
+        pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
+        content = {**content, "model": {**model, "merges": pairs}}
+    if not model.get("byte_fallback"):
+        if (steps := mend_byte_level(given)) is None:
+            return content
         notes.append(
             "pre_tokenizer of tokenizer.json was written as steps that the runtime follows"
         )
         return {**content, "pre_tokenizer": steps}
-    if not model.get("byte_fallback") or not (given is None or given.get("type") == "Metaspace"):
+    if not (given is None or given.get("type") == "Metaspace" or _never_splits(content)):
         return content
     mended = {**content, "pre_tokenizer": split_step(split_pattern(_merged_pieces(model)))}
-    if given is not None:
+    if given is not None and given["type"] == "Metaspace":
         prefix = given.get("prepend_scheme", "always") != "never"
         mended |= {"normalizer": _normalizer(prefix), "decoder": _decoder(prefix)}
     notes.append("tokenizer.json had no pre_tokenizer that onnxruntime-genai respects; one was set")
     return mended
+
+
+def _lose_returns(model: Mapping[str, Any]) -> bool:
+    r"""Whether merges are texts of which the runtime drops a `\r`, or stops at a first `#`."""
+    merges = [pair for pair in model.get("merges") or () if isinstance(pair, str)]
+    return any("\r" in pair for pair in merges) or (bool(merges) and merges[0].startswith("#"))
+
+
+def _never_splits(content: Mapping[str, Any]) -> bool:
+    """Whether it splits at spaces that the normalizer has replaced already, as Gemma's does.
+
+    The runtime takes any `Split` by a text for one that never applies, and then cuts words of a
+    hundred characters, which a line of Chinese has.
+    """
+    given, normalizer = content.get("pre_tokenizer") or {}, content.get("normalizer") or {}
+    splits = given.get("type") == "Split" and given.get("pattern") == {"String": " "}
+    steps = normalizer.get("normalizers", [normalizer])
+    replaced = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    return splits and any(step == replaced for step in steps)
 
 
 def _merged_pieces(model: dict[str, Any]) -> set[str]:

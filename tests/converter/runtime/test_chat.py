@@ -294,10 +294,10 @@ def test_a_model_that_does_not_load_is_named(chat_folder: Path, tmp_path: Path) 
         ChatSession(folder)
 
 
-@pytest.mark.parametrize("unit", ["a", "\u4e2d", "\u201c"])
+@pytest.mark.parametrize("unit", ["a", "\u4e2d", "\u201c", " ", "\n"])
 def test_text_that_would_overflow_the_runtime_is_refused(chat_folder: Path, unit: str) -> None:
     session = ChatSession(chat_folder, options=OPTIONS)
-    with pytest.raises(ConvertError, match="without a space"):
+    with pytest.raises(ConvertError, match="without a blank"):
         list(session.ask(unit * 40_000))
     longest = unit * (7_900 // len(unit.encode()))
     assert session._ids([{"role": "user", "content": longest}], longest)

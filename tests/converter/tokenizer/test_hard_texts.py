@@ -27,3 +27,9 @@ def test_added_tokens_have_all_kinds_of_neighbours() -> None:
     assert {"<x>", "a<x>b", "a <x> b", "<x><x>"} <= set(texts)
     many = list(hard_texts([f"<{number}>" for number in range(5000)]))
     assert len(many) < 400
+
+
+def test_some_hold_lines_of_blanks_and_long_unbroken_words() -> None:
+    texts = [text for _, text in hard_texts([])]
+    assert any("\n    \n    r" in text for text in texts)
+    assert any(len(text) > 200 and not any(map(str.isspace, text)) for text in texts)
