@@ -1,14 +1,15 @@
 """Two thousand hard texts, made by combining what tokenizers read differently.
 
 The same texts on every machine: those that every conversion compares (converter/tokenizer/
-hard_texts.py), every ordered pair of `ATOMS`, long runs of each, and code with every kind of blank
-at the end and the beginning of a line.
+hard_texts.py), code with every kind of blank at the end and the beginning of a line, long runs of
+each of `ATOMS`, added tokens between them, and as many pairs of them as there is room for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice, product
+from math import gcd
 
 from converter.tokenizer.hard_texts import hard_texts
 
@@ -28,6 +29,7 @@ ATOMS = {
 _INDENTS = ("", " ", "  ", "    ", "\t", "\t\t", " \t", "\u3000")
 _LINES = ("x = 1;", "// y", "}", "if z:", "中文ABC。", "- 3")
 _RUN = 150
+_STRIDE = 605
 
 
 def many_texts(added_tokens: Sequence[str]) -> list[tuple[str, str]]:
@@ -72,8 +74,11 @@ def _added(added_tokens: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _pairs(forms: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Every ordered pair once, in an order that has all kinds wherever it is cut off."""
     every = [(kind, text) for kind, texts in ATOMS.items() for text in texts]
-    for number, ((kind, left), (other, right)) in enumerate(product(every, every)):
-        form = forms[number % len(forms)]
+    pairs = list(product(every, every))
+    assert gcd(_STRIDE, len(pairs)) == 1
+    for number in range(len(pairs)):
+        (kind, left), (other, right) = pairs[number * _STRIDE % len(pairs)]
         name = kind if kind == other else f"{kind} and {other}"
-        yield name, form.format(left, right, left)
+        yield name, forms[number % len(forms)].format(left, right, left)

@@ -246,6 +246,6 @@ def _check_runs(text: str) -> None:
             Problem(
                 f"The text has a run of {longest} bytes without a blank or digit, or of blanks.",
                 f"at most {_LONGEST_RUN}, or onnxruntime-genai's tokenizer overflows its stack",
-                "shorten the run, or break it into lines",
+                "break the text into lines, or shorten its blanks",
             )
         )
