@@ -70,8 +70,9 @@ PACKAGES: Mapping[str, Package] = {
     ),
     "Claude 2": Package("litellm", _CLAUDE, _JSON, "<EOT>"),
 }
-OWN = {"InternLM2": _HERE.parent / "tests" / "data" / "tokenizer"}
-"""What the repository holds itself."""
+_DATA = _HERE.parent / "tests" / "data"
+OWN = {"InternLM2": (_DATA / "tokenizer", _DATA / "hf_configs" / "chat_tokenizer")}
+"""What the repository holds itself: folders whose files belong together."""
 HEAD = f"""# Real tokenizers
 
 Tokenizers as they are published, prepared as a conversion prepares them, in onnxruntime-genai. The
@@ -115,7 +116,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         downloads = (parsed.downloads or Path(name)).resolve()
-        results = {family: measure(folder) for family, folder in OWN.items()}
+        results = {}
+        for family, folders in OWN.items():
+            for folder in folders:
+                shutil.copytree(folder, Path(name) / family, dirs_exist_ok=True)
+            results[family] = measure(Path(name) / family)
         for family, package in PACKAGES.items():
             results[family] = measure(fetched(package, downloads))
     PAGE.write_text(page(results), encoding="utf-8")

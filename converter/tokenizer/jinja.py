@@ -7,9 +7,13 @@ somebody else's program: it runs in Jinja's sandbox.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
+from types import FrameType
 from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
@@ -17,9 +21,13 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from converter.errors import Problem, first_line
+from converter.errors import ConvertError, Problem, first_line
 
 Conversation = Sequence[Mapping[str, Any]]
+_TEMPLATE_FILE = "<template>"
+"""What Jinja calls the file of a template that was given as a text."""
+STEPS, SECONDS = 100_000, 5.0
+"""What a template may take for one conversation; real ones take some hundred steps."""
 
 
 class _Generation(Extension):
@@ -100,14 +108,45 @@ def render(
 
     Raises:
         RenderError: the template raises.
+        ConvertError: it takes more than `STEPS` or `SECONDS`; onnxruntime-genai would take them
+            too, and cannot be stopped.
     """
     try:
-        return _compiled(source).render(
-            messages=messages,
-            tools=tools,
-            documents=None,
-            add_generation_prompt=generation,
-            **names,
-        )  # fmt: skip
+        with _counted_steps():
+            return _compiled(source).render(
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=generation,
+                **names,
+            )  # fmt: skip
+    except ConvertError:
+        raise
     except Exception as error:  # a template can fail in any way that a program can
         raise RenderError(str(error)) from error
+
+
+@contextmanager
+def _counted_steps() -> Iterator[None]:
+    """Raise when templates run more than `STEPS` lines of the Python that Jinja makes of them."""
+    left, end = STEPS, time.monotonic() + SECONDS
+
+    def line(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or time.monotonic() > end:
+            most = f"{STEPS:,} steps" if left < 0 else f"{SECONDS:.0f} seconds"
+            found = f"The chat template takes more than {most} for one conversation."
+            remedy = "correct chat_template in the checkpoint's folder"
+            raise ConvertError(Problem(found, "a template that soon ends", remedy))
+        return line
+
+    def call(frame: FrameType, event: str, argument: Any) -> Any:
+        return line if frame.f_code.co_filename == _TEMPLATE_FILE else None
+
+    before = sys.gettrace()
+    sys.settrace(call)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import Any
 
 import pytest
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from converter.errors import ConvertError
+from converter.tokenizer import jinja
 from converter.tokenizer.conversations import SAMPLES
 from converter.tokenizer.jinja import RenderError, environment, render, syntax_problem
 
@@ -54,3 +58,26 @@ def test_a_syntax_problem_names_file_and_line() -> None:
     problem = syntax_problem("a\n{{ b", "chat_template.jinja")
     assert problem is not None and "chat_template.jinja" in problem.found
     assert "line 2" in problem.found and syntax_problem("{{ b }}", "x") is None
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% for i in range(n) %}{{ f(n - 1) }}{% endfor %}{% endmacro %}"
+        "{{ f(99) }}",
+    ],
+)
+def test_a_template_that_takes_too_many_steps_is_stopped(source: str) -> None:
+    begin, tracing = time.monotonic(), sys.gettrace()
+    with pytest.raises(ConvertError, match="100,000 steps"):
+        render(source, [], None, False, {})
+    assert time.monotonic() - begin < 4 and sys.gettrace() is tracing
+    assert render("{% for i in range(9999) %}{{ i }}{% endfor %}", [], None, False, {})
+
+
+def test_a_template_with_long_steps_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja, "SECONDS", 0.05)
+    source = "{% for i in range(9999) %}{{ range(99999) | list | length }}{% endfor %}"
+    with pytest.raises(ConvertError, match="seconds"):
+        render(source, [], None, False, {})

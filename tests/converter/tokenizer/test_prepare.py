@@ -411,6 +411,16 @@ def test_a_base_model_with_im_end_gets_no_template(
     assert not prepared.is_chat and prepared.eos_token_ids == (2,)
 
 
+def test_a_template_that_does_not_soon_end_is_refused(
+    tmp_path: Path, fast_only: dict[str, Any]
+) -> None:
+    loops = "".join(f"{{% for {name} in range(9999) %}}" for name in "abc") + "{% endfor %}" * 3
+    config = {"eos_token": "</s>", "chat_template": loops}
+    folder = checkpoint(tmp_path, None, tokenizer=fast_only, tokenizer_config=config)
+    with pytest.raises(ConvertError, match="more than 100,000 steps"):
+        prepare_tokenizer(folder, VOCAB_SIZE)
+
+
 def test_metaspace_becomes_what_both_runtimes_read(
     tmp_path: Path, fast_only: dict[str, Any], model: bytes
 ) -> None:
