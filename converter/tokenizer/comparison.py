@@ -16,7 +16,7 @@ from converter.tokenizer.conversations import SAMPLES, Sample
 from converter.tokenizer.jinja import RenderError, render
 from converter.tokenizer.read_texts import ReadText, read_texts
 from converter.tokenizer.runtime_tokenizer import RuntimeTokenizer, runtime_is_installed
-from converter.tokenizer.tokenizer_json import read_bytes_with_library
+from converter.tokenizer.tokenizer_json import read_with_library
 
 _WORDS = 40
 """Characters that an example shows of a longer text."""
@@ -235,7 +235,7 @@ def _texts(content: bytes, expected: Expected) -> list[_Read]:
     """The written file is read only where it is not the checkpoint's own."""
     if expected.texts is not None and not expected.mended:
         return [_Read(item, item.ids) for item in expected.texts]
-    reader = read_bytes_with_library(content)
+    reader = read_with_library(content)
     if expected.texts is None:
         return [_Read(item, item.ids) for item in read_texts(reader)]
     again = read_texts(reader, [(item.kind, item.text) for item in expected.texts])

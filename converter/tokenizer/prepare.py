@@ -133,7 +133,7 @@ def _prepare(
         model = read_sentencepiece_model(sentencepiece)
         return _from_sentencepiece(model, settings, vocab_size, checkpoint_folder)
     if TOKENIZER_JSON in settings:
-        return _from_tokenizer_json(settings, vocab_size)
+        return _from_tokenizer_json(settings, vocab_size, checkpoint_folder)
     raise ConvertError(
         Problem(
             f"{checkpoint_folder} has no tokenizer.model and no tokenizer.json.",
@@ -192,10 +192,10 @@ def _names_in(model: SentencePieceModel) -> dict[str, str]:
     }
 
 
-def _from_tokenizer_json(settings: dict[str, Any], vocab_size: int) -> TokenizerFiles:
+def _from_tokenizer_json(settings: dict[str, Any], vocab_size: int, folder: Path) -> TokenizerFiles:
     original = settings[TOKENIZER_JSON]
     raise_if(tokenizer_json_problems(original, vocab_size))
-    reader = read_with_library(original)
+    texts = read_texts(read_with_library((folder / TOKENIZER_JSON).read_bytes()))
     notes: list[str] = []
     content = mend_tokenizer_json(original, notes)
     ids = token_ids(content)
@@ -213,7 +213,7 @@ def _from_tokenizer_json(settings: dict[str, Any], vocab_size: int) -> Tokenizer
                 f"{TOKENIZER_JSON} does; the latter counts"
             )
         settings[TOKENIZER_CONFIG] = {**given, "add_bos_token": add_bos}
-    expected = Expected(read_texts(reader), content is not original)
+    expected = Expected(texts, content is not original)
     return _assemble(content, expected, settings, template, notes, vocab_size)
 
 

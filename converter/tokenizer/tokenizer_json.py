@@ -5,7 +5,6 @@ Source of the format: the serialization of the `tokenizers` library.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -225,12 +224,7 @@ def _splits_words(pre_tokenizer: Any) -> bool:
     )
 
 
-def read_with_library(content: Mapping[str, Any]) -> Any:
-    """A `tokenizers.Tokenizer` of the content; see `read_bytes_with_library`."""
-    return read_bytes_with_library(json.dumps(content).encode())
-
-
-def read_bytes_with_library(content: bytes) -> Any:
+def read_with_library(content: bytes) -> Any:
     """A `tokenizers.Tokenizer` of a file's content, which the library checks in full.
 
     Like transformers, it neither cuts nor pads a text, whatever the file says; trainers leave that.

@@ -133,7 +133,7 @@ def test_cutting_and_padding_that_a_trainer_left_are_no_difference() -> None:
     left = Tokenizer.from_str(json.dumps(content))
     left.enable_truncation(4)
     left.enable_padding(length=8)
-    reader = read_with_library(json.loads(left.to_str()))
+    reader = read_with_library(left.to_str().encode())
     files = {**demo_files(), "tokenizer.json": left.to_str().encode()}
     for mended in (True, False):
         assert compare_with_runtime(files, Expected(read_texts(reader), mended)).differing == 0
