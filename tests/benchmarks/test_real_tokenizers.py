@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
 sys.path.append(BENCHMARKS)  # not for longer: its names are those of others' packages too
 try:
-    from real_tokenizers import OWN, PACKAGES, PAGE, measure, page
+    from real_tokenizers import HEAD, OWN, PACKAGES, PAGE, measure, page
     from tokenizer_texts import ATOMS, COUNT, many_texts
 finally:
     sys.path.remove(BENCHMARKS)
@@ -63,7 +63,9 @@ def test_what_differs_is_counted_before_and_after(tmp_path: Path) -> None:
 
 
 def test_the_page_has_every_family() -> None:
-    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    text = PAGE.read_text(encoding="utf-8")
+    assert text.startswith(HEAD), "run `python benchmarks/real_tokenizers.py`"
+    lines = text.splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith("| ")][1:]
     assert [row[0].strip("| ") for row in rows] == [*OWN, *PACKAGES]
     for family, before, after in ((row[0], row[2], row[3]) for row in rows):
