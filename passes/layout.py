@@ -6,6 +6,7 @@ from converter.engine.contract import Done, Pass, Run
 from converter.errors import together_with
 from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint
+from converter.model.config_view import TEXT_SECTION
 from converter.model.decoder import Decoder, build_decoder
 from converter.model.kind import kind_problems
 
@@ -30,6 +31,11 @@ class Layout(Pass[Checkpoint, Decoder]):
             run.progress.message(
                 "config.json ties the head to the embedding, and the weights hold another head: "
                 "both are kept, as transformers 5 does."
+            )
+        if artifact.config.get(TEXT_SECTION) and decoder.ignored:
+            run.progress.message(
+                f"Left out {len(decoder.ignored)} tensors beside the language model, such as "
+                f"{decoder.ignored[0]}: the folder reads text alone."
             )
         return Done(
             decoder,

@@ -101,6 +101,42 @@ FAMILIES: dict[str, Family] = {
         "gemma3",
         SIZES | WINDOW | {"query_pre_attn_scalar": 24, "num_hidden_layers": 6},
     ),
+    "gemma3_multimodal": Family(
+        "gemma3",
+        "gemma3",
+        {
+            "text_config": SIZES
+            | WINDOW
+            | {"query_pre_attn_scalar": 24, "num_hidden_layers": 6, "model_type": "gemma3_text"},
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "mm_tokens_per_image": 4,
+            "image_token_index": VOCABULARY - 1,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "ministral3": Family(
+        "ministral3",
+        "ministral3",
+        SIZES
+        | _rope(
+            "yarn",
+            factor=4.0,
+            original_max_position_embeddings=16,
+            llama_4_scaling_beta=0.5,
+            max_position_embeddings=128,
+            beta_fast=32.0,
+            beta_slow=1.0,
+            mscale=1.0,
+            mscale_all_dim=1.0,
+        ),
+    ),
     "vaultgemma": Family("vaultgemma", "vaultgemma", SIZES | WINDOW),
     "internlm3": Family("internlm3", "internlm3", SIZES),
     "smollm3": Family("smollm3", "smollm3", EVEN | {"num_hidden_layers": 4}),

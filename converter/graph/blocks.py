@@ -39,6 +39,8 @@ class AttentionInputs:
     rotary: RotaryCaches
     local_rotary: RotaryCaches
     """For layers with a window; most architectures have one set for all."""
+    query_scale: ir.Value | None = None
+    """What queries are multiplied with, (batch, tokens, 1); None where they are not."""
 
 
 class AttentionBlock:
@@ -109,6 +111,8 @@ class AttentionBlock:
         query, key, value = (
             builder.linear(here + part, f"{name}/{part}", hidden) for part in parts
         )
+        if self._shared.query_scale is not None:
+            query = builder.op("Mul", [query, self._shared.query_scale], f"{name}/q_scale/Mul")
         later = arch.attention.qk_norm_after_rope
         if not later:
             query, key = self._normed(layer, query, key)

@@ -32,12 +32,13 @@ def graph_form(arch: Architecture, target: TargetConfig, context_length: int) ->
     fits = arch.head_dim % ROTATED_INSIDE == 0 and rotation.columns % ROTATED_INSIDE == 0
     normed_later = attention.qk_norm != "none" and attention.qk_norm_after_rope
     switches = arch.rope.switch(context_length, arch.max_position_embeddings) is not None
+    plain = attention.qk_norm == "none" and attention.query_scale is None
     inside = target.rotary_in_attention and fits and not normed_later and not switches
     return GraphForm(
         rotates_inside=inside,
-        packs_qkv=target.packed_qkv and inside and attention.qk_norm == "none",
+        packs_qkv=target.packed_qkv and inside and plain,
         packs_gate_up=target.packed_gate_up,
-        takes_positions=target.position_ids or not inside,
+        takes_positions=target.position_ids or not inside or attention.query_scale is not None,
     )
 
 

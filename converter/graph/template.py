@@ -129,7 +129,17 @@ class DecoderTemplate:
         local = rotary
         if self.arch.rotation.local is not None:
             local = self._rotary_caches(self.arch.rotation.local, "local_", positions, total)
-        return AttentionInputs(last, total, seqlens_k, total_length, rotary, local)
+        scale = self._query_scale(positions)
+        return AttentionInputs(last, total, seqlens_k, total_length, rotary, local, scale)
+
+    def _query_scale(self, positions: ir.Value | None) -> ir.Value | None:
+        """What queries are multiplied with at their positions, (batch, tokens, 1)."""
+        found = self.arch.attention.query_scale
+        if found is None:
+            return None
+        table = TensorWeight(found.table(self.context_length)).cast(self.builder.float_type)
+        factors = self.builder.initializer("query_scale", table)
+        return self.builder.op("Gather", [factors, positions], "/model/query_scale/Gather")
 
     def _rotary_caches(
         self, rope: Rope, prefix: str, positions: ir.Value | None, total: ir.Value

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
+import torch
+
 from converter.errors import Problem, raise_if
 from converter.model.config_file import CONFIG_FILE, ConfigFile
-from converter.model.config_view import unread_problems, view_config
+from converter.model.config_view import language_config, unread_problems, view_config
 from converter.model.description import Description, Values
 from converter.model.json_schema import shown, value_problems
 from converter.model.rope import Rope, read_rope
@@ -50,6 +52,19 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class QueryScale:
+    """Queries at position p are multiplied with 1 + slope · log(1 + floor(p / length))."""
+
+    slope: float
+    length: int
+
+    def table(self, positions: int) -> torch.Tensor:
+        """The factors of so many positions, float32 (positions, 1)."""
+        place = torch.arange(positions, dtype=torch.float32)
+        return (1 + self.slope * torch.log1p(torch.floor(place / self.length)))[:, None]
+
+
+@dataclass(frozen=True)
 class Attention:
     """How scores are made, and which keys each layer's queries see."""
 
@@ -58,6 +73,8 @@ class Attention:
     """0 means none."""
     qk_norm: Literal["none", "head", "projection"] = "none"
     qk_norm_after_rope: bool = False
+    query_scale: QueryScale | None = None
+    """How queries grow with their position, where they do."""
     windows: tuple[int | None, ...] = ()
     """Keys that a query sees, itself included, a layer; None means all before it."""
 
@@ -147,6 +164,7 @@ def read_architecture(config: Mapping[str, Any], description: Description) -> Ar
             values.number("graph.attention.softcap", graph.attention.softcap, 0.0),
             graph.attention.qk_norm,
             graph.attention.qk_norm_after_rope,
+            _query_scale(values, graph.attention),
             windows,
         ),
         rope=rope,
@@ -179,6 +197,7 @@ def read_architecture(config: Mapping[str, Any], description: Description) -> Ar
 
 def _refuse_unreadable(config: Mapping[str, Any], description: Description) -> None:
     """Raise what can be said of config.json as it stands, before anything is calculated."""
+    config = language_config(config) if description.layout.reference == "config" else config
     problems = [*value_problems(ConfigFile, config, CONFIG_FILE), *_impossible(config)]
     if problems:
         values, rope = Values(config), description.graph.rope
@@ -229,6 +248,18 @@ def _windows(values: Values, attention: Any, layers: int) -> tuple[int | None, .
     for other in dict.fromkeys(kind for kind in kinds if kind not in known):
         values.refuse("graph.attention.window_layers", other, " or ".join(known))
     return tuple(known.get(kind) for kind in kinds)
+
+
+def _query_scale(values: Values, attention: Any) -> QueryScale | None:
+    slope = values.number("graph.attention.query_scale_slope", attention.query_scale_slope, 0.0)
+    key = "graph.attention.query_scale_length"
+    length = values.value(key, attention.query_scale_length)
+    if not slope:
+        return None
+    if not _is_size(length):
+        values.refuse(key, length, "a positive number of positions")
+        return None
+    return QueryScale(slope, length)
 
 
 def _rotated(values: Values, rope: Any, windows: tuple[int | None, ...]) -> tuple[bool, ...]:

@@ -57,6 +57,8 @@ BIASES = frozenset(
 
 
 LAYER_TYPES = "layer_types"
+TEXT_SECTION = "text_config"
+"""Where a multimodal model's config.json describes its language model."""
 PARTIAL = "partial_rotary_factor"
 SHOWN = 6
 """Unread keys that a problem names."""
@@ -83,8 +85,22 @@ def view_config(config: Mapping[str, Any], layout: LayoutConfig) -> ConfigView:
     return ConfigView(found.to_dict(), frozenset(type(found)().to_dict()))
 
 
+def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What config.json says of the language model: of a multimodal model what is in its section
+    text_config, and the defaults of transformers' class, which such files leave out.
+
+    Raises:
+        ConvertError: transformers does not know the type, or refuses the values.
+    """
+    section = config.get(TEXT_SECTION)
+    if not isinstance(section, Mapping):
+        return config
+    return {**transformers_config(config).to_dict(), **section}
+
+
 def transformers_config(config: Mapping[str, Any]) -> Any:
-    """The config object of transformers' class for a config.json.
+    """The config object of transformers' class for a config.json; of a multimodal model the part
+    for its language model.
 
     Raises:
         ConvertError: transformers does not know the type, or refuses the values.
@@ -102,7 +118,7 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
         )
     try:
         with _quiet():
-            return CONFIG_MAPPING[kind].from_dict(_plain(config))
+            return CONFIG_MAPPING[kind].from_dict(_plain(config)).get_text_config()
     except Exception as error:  # any of the checks in transformers' classes
         raise ConvertError(
             Problem(
@@ -150,7 +166,7 @@ def unread_problems(
     paths = set(read)
     known = {path.partition(".")[0] for path in paths} | WITHOUT_EFFECT | BIASES
     if view.own is not None:
-        config = {**view.values, **config}
+        config = {**view.values, **language_config(config)}
         if not _has_windows(view.values):
             known.add(LAYER_TYPES)
         known |= {key for key, to in CONSUMED.items() if to in known}

@@ -73,6 +73,7 @@ def build_decoder(checkpoint: Checkpoint, layout: LayoutConfig, arch: Architectu
         ConvertError: what does not fit; see `converter.model.misfit`.
     """
     raise_if([*_name_problems(layout), *_block_problems(layout, arch)])
+    checkpoint = replace(checkpoint, tensors=_renamed(checkpoint.tensors, layout))
     arch = _untied(checkpoint.tensors, layout, arch)
     named = published_names(layout, arch)
     ignored = tuple(name for name in checkpoint.tensors if _is_ignored(name, layout, arch))
@@ -89,6 +90,17 @@ def build_decoder(checkpoint: Checkpoint, layout: LayoutConfig, arch: Architectu
     if HEAD not in weights:
         weights[HEAD] = weights[EMBEDDING]
     return Decoder(arch, weights, checkpoint, ignored, layout)
+
+
+def _renamed(tensors: Mapping[str, Weight], layout: LayoutConfig) -> dict[str, Weight]:
+    """The tensors with the starts of names that the layout has; the longest that fits counts."""
+    starts = sorted(layout.prefixes, key=len, reverse=True)
+    found = {}
+    for name, weight in tensors.items():
+        start = next((start for start in starts if name.startswith(start)), None)
+        own = name if start is None else layout.prefixes[start] + name.removeprefix(start)
+        found[name if own in tensors else own] = weight
+    return found
 
 
 def _name_problems(layout: LayoutConfig) -> Iterator[Problem]:

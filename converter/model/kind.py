@@ -31,7 +31,8 @@ def kind_problems(config: Mapping[str, Any], layout: LayoutConfig) -> Iterator[P
         )
     classes = config.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else None
-    if isinstance(name, str) and not name.endswith("ForCausalLM"):
+    known = isinstance(name, str) and (name.endswith("ForCausalLM") or name in layout.architectures)
+    if isinstance(name, str) and not known:
         yield Problem(
             f"{CONFIG_FILE} has architectures={shown(classes)}, which is no text generator.",
             "a class that ends in ForCausalLM: a decoder with its language model head",

@@ -42,6 +42,8 @@ NUMBERS: dict[Scaling, tuple[str, ...]] = {
     "longrope": ("attention_factor",),
 }
 """Further numbers of a kind's section."""
+ELSEWHERE = frozenset({"llama_4_scaling_beta", "max_position_embeddings"})
+"""Keys that lie in rope sections and say nothing of the rotation; descriptions read them."""
 LISTS = ("short_factor", "long_factor")
 """longrope's factors, one a pair of columns."""
 
@@ -245,7 +247,7 @@ def _section_problems(kind: str, section: Mapping[str, Any]) -> Iterator[Problem
     original = section.get("original_max_position_embeddings")
     if original is not None and (not _is_number(original) or original < 1):
         yield _of_section("original_max_position_embeddings", original, "a number of positions")
-    known = {*COMMON_KEYS, *numbers, *lists, *(("truncate",) if kind == "yarn" else ())}
+    known = {*COMMON_KEYS, *ELSEWHERE, *numbers, *lists, *(("truncate",) if kind == "yarn" else ())}
     for name, value in section.items():
         if name not in known and value is not None:
             yield _of_section(name, value, f"only keys that rope scaling of type {kind!r} reads")

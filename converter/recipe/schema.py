@@ -79,6 +79,9 @@ class LayoutConfig:
     an empty name is a norm without weights."""
     ignored: list[str] = field(default_factory=list)
     """Glob patterns of checkpoint tensors that carry nothing the graph needs, such as buffers."""
+    prefixes: dict[str, str] = field(default_factory=dict)
+    """Other starts of names, each with what the layout has in its place: in a multimodal
+    checkpoint the language model's names start with `language_model.`."""
     row_order: dict[str, str] = field(default_factory=dict)
     """Canonical projection to its row order (see converter/model/row_order.py)."""
     without_effect: list[str] = field(default_factory=list)
@@ -138,6 +141,11 @@ class AttentionConfig:
     """Whether that norm comes after the rotation."""
     window: Value = None
     """Keys that a query sees in layers with a sliding window, itself included; null means all."""
+    query_scale_slope: Value = None
+    """Queries at position p are multiplied with 1 + slope · log(1 + floor(p / length))
+    (Llama 4); null or 0 means not."""
+    query_scale_length: Value = None
+    """The length in that, in positions."""
     window_layers: Value = "all"
     """`all`, or an expression for a list with `sliding_attention` at the layers with a window."""
 

@@ -57,7 +57,7 @@ def test_every_file_names_a_class_and_a_type_of_its_own() -> None:
     classes = [name for item in found for name in item.classes]
     assert len(classes) == len(set(classes))
     assert all(item.classes and item.model_types for item in found)
-    assert all(name.endswith("ForCausalLM") for name in classes)
+    assert all(name.endswith(("ForCausalLM", "ForConditionalGeneration")) for name in classes)
 
 
 def test_two_descriptions_for_a_type_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
