@@ -1,11 +1,11 @@
 """Time and peak memory of a conversion, against onnxruntime-genai's model builder.
 
-    python benchmarks/conversion.py [--model internlm2_1_8b] [--work FOLDER] [--no-builder]
+    python benchmarks/conversion.py [--model llama3_2_1b] [--work FOLDER] [--no-builder]
 
-Writes a synthetic InternLM2 checkpoint of the model's shape (bf16, sharded) and, for the builder,
-its Llama-shaped twin (the builder cannot read InternLM2's own form), and runs each converter as a
-process of its own, with its input in the page cache and nothing in `convert`'s cache. Time is
-wall-clock, memory is the peak resident memory of the whole process.
+Writes a synthetic checkpoint of the model's shape (bf16, sharded) and runs each converter on it as
+a process of its own, with its input in the page cache and nothing in `convert`'s cache. The builder
+cannot read InternLM2's own form, so there it gets a Llama-shaped twin. Time is wall-clock, memory
+is the peak resident memory of the whole process.
 """
 
 from __future__ import annotations
@@ -79,14 +79,18 @@ def measure(name: str, command: Sequence[str], output: Path) -> Measured:
 
 
 def write_inputs(model: str, tokenizer: Path | None, work: Path, twin: bool) -> tuple[Path, Path]:
-    """The InternLM2 checkpoint and, if asked, its Llama twin."""
+    """The checkpoint and what the builder reads, if asked: the same, or its Llama twin."""
     recipe = compose_recipe([f"recipe={model}_cpu_int4", "source=synthetic"])
-    published, llama = work / "internlm2", work / "llama"
+    published, llama = work / model, work / f"{model}_llama"
     if not published.exists():
         published.mkdir()
         checkpoint = open_synthetic(recipe)
         write_checkpoint(checkpoint, published)
         _copy_tokenizer(tokenizer, published)
+    if recipe.layout.reference == "config":
+        if tokenizer is None:
+            _write_builder_tokenizer(published)
+        return published, published
     if twin and not llama.exists():
         write_twin(published, llama)
     return published, llama
@@ -124,7 +128,9 @@ def llama_name(canonical: str) -> str:
 
 
 def _copy_tokenizer(tokenizer: Path | None, folder: Path) -> None:
-    if tokenizer is not None:
+    if tokenizer is not None and tokenizer.is_dir():
+        shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+    elif tokenizer is not None:
         shutil.copy(tokenizer, folder / "tokenizer.model")
 
 
@@ -188,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="internlm2_1_8b")
     parser.add_argument("--work", type=Path, help="folder to keep the checkpoints in")
-    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.model to convert with")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.model, or a folder of files")
     parser.add_argument("--no-builder", action="store_true")
     parser.add_argument("--only", nargs="+", choices=OPTIONS)
     parser.add_argument("--repeat", type=int, default=1)

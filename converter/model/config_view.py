@@ -7,17 +7,21 @@ A class fills in defaults, and turns what older files say into today's keys: `ro
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from converter.errors import ConvertError, Problem, first_line
 from converter.model.config_file import CONFIG_FILE
 from converter.model.json_schema import shown
 from converter.recipe.schema import LayoutConfig
+from converter.storage.cache import Cache, cache_folder
 
 CONSUMED = {
     "rope_scaling": "rope_parameters",
@@ -56,6 +60,11 @@ BIASES = frozenset(
 """Keys that say which biases there are, which the checkpoint's tensors show."""
 
 
+PASS = "config"
+"""What `convert cache list` calls an entry."""
+CODE_VERSION = 1
+"""Counted up when the same config.json and version of transformers give another view."""
+_FILE = "view.json"
 LAYER_TYPES = "layer_types"
 TEXT_SECTION = "text_config"
 """Where a multimodal model's config.json describes its language model."""
@@ -79,10 +88,36 @@ def view_config(config: Mapping[str, Any], layout: LayoutConfig) -> ConfigView:
     Raises:
         ConvertError: transformers does not know the type, or refuses the values.
     """
-    if layout.reference != "config":
-        return ConfigView(config, None)
+    return ConfigView(config, None) if layout.reference != "config" else _completed(config)
+
+
+def _completed(config: Mapping[str, Any]) -> ConfigView:
+    """The view of a config.json, from the cache where transformers was asked before.
+
+    Importing transformers takes as long as converting a small model.
+    """
+    text = json.dumps(config, sort_keys=True)
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    key = {"pass": PASS, "config": digest, "transformers": version("transformers")}
+
+    def make(folder: Path) -> None:
+        values, own = _asked(config)
+        said = json.dumps({"values": values, "own": own})
+        (folder / _FILE).write_text(said, encoding="utf-8")
+
+    try:
+        folder = Cache(cache_folder()).get_or_make(key | {"code": CODE_VERSION}, make)
+        said = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        return ConfigView(said["values"], frozenset(said["own"]))
+    except (ConvertError, TypeError, OSError):  # no room for a cache, or what JSON does not hold
+        values, own = _asked(config)
+        return ConfigView(values, frozenset(own))
+
+
+def _asked(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Values of transformers' class for a config.json, and the keys that the class has."""
     found = transformers_config(config)
-    return ConfigView(found.to_dict(), frozenset(type(found)().to_dict()))
+    return found.to_dict(), sorted(type(found)().to_dict())
 
 
 def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -95,7 +130,7 @@ def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     section = config.get(TEXT_SECTION)
     if not isinstance(section, Mapping):
         return config
-    return {**transformers_config(config).to_dict(), **section}
+    return {**_completed(config).values, **section}
 
 
 def transformers_config(config: Mapping[str, Any]) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from descriptions import described
 
 from converter.errors import ConvertError
+from converter.model import config_view
 from converter.model.config_view import (
     CONSUMED,
     transformers_config,
@@ -117,3 +119,28 @@ def test_a_share_of_rotated_columns_must_be_read_wherever_it_stands() -> None:
         assert "partial_rotary_factor=0.5" in unread("internlm2", {*SIZES, "rope_scaling"}, **place)
     read = {*SIZES, "rope_scaling", "rope_parameters.partial_rotary_factor"}
     assert unread("internlm2", read, rope_scaling={"partial_rotary_factor": 0.5}) == ""
+
+
+def test_a_view_is_kept_and_taken_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second time transformers is not asked; for another config.json it is."""
+    monkeypatch.setenv("CONVERT_CACHE", str(tmp_path))
+    config, layout = SIZES | {"model_type": "qwen3"}, described("qwen3").layout
+    first = view_config(config, layout)
+
+    def refused(_: object) -> None:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(config_view, "transformers_config", refused)
+    assert view_config(dict(reversed(config.items())), layout) == first
+    assert first.own is not None and "layer_types" in first.own
+    with pytest.raises(AssertionError, match="asked again"):
+        view_config(config | {"hidden_act": "gelu"}, layout)
+
+
+def test_without_room_for_a_cache_a_view_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CONVERT_CACHE", str(tmp_path / "file" / "inside"))
+    config = SIZES | {"model_type": "qwen3"}
+    assert view_config(config, described("qwen3").layout).values["model_type"] == "qwen3"
