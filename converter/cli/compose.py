@@ -9,9 +9,11 @@ out and the rest composed all the same, so that one error lists the mistakes of 
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 from converter.errors import ConvertError, Problem, first_line, raise_if
@@ -47,6 +49,8 @@ from converter.sources.config import source_config
 
 SOURCE_WORDS = ("source.path", "source.repo")
 """Words that make a recipe on their own: whatever checkpoint lies there."""
+AUTO_EXPORT = "cpu_int4"
+"""What `recipe=auto` is without an export."""
 COMPOSED = "composed"
 """Name under which Hydra finds the files' values."""
 
@@ -92,8 +96,18 @@ def compose_prepared(words: Sequence[str], prepared: Prepared) -> dict[str, Any]
     picked = _with_architecture(items, prepared.tree)
     values = _values(picked, items, prepared.tree)
     if values.get("name") == default_values()["name"]:
-        values["name"] = prepared.tree.recipe_name(picked)
+        values["name"] = _name(prepared.tree.recipe_name(picked), values.get("source") or {})
     return values
+
+
+def _name(recipe: str, source: Mapping[str, Any]) -> str:
+    """The recipe's name; `auto` says nothing, so there the source's stands in its place."""
+    start, mark, export = recipe.partition("_")
+    if start != AUTO:
+        return recipe
+    given = source.get("path") or source.get("repo")
+    found = re.sub(r"[^\w.-]+", "_", PurePath(str(given)).name).strip("._") if given else ""
+    return f"{found}_{export if mark else AUTO_EXPORT}" if found else recipe
 
 
 def _values(picked: Mapping[str, str], items: Iterable[Any], tree: Tree) -> dict[str, Any]:

@@ -73,10 +73,13 @@ def test_a_repository_is_asked_last(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_a_folder_alone_is_a_recipe(name: str, tmp_path: Path) -> None:
     folder = save(random_model(FAMILIES[name]), tmp_path / "mine")
     recipe = compose_recipe([f"source.path='{folder}'"])
-    assert recipe.name == "auto" and recipe.quant.bits == 4
+    assert recipe.name == "mine_cpu_int4" and recipe.quant.bits == 4
     assert FAMILIES[name].model_type in recipe.layout.model_types
     beside = compose_recipe([f"source.path='{folder}'", "export=cuda_fp16"])
     assert beside.target.execution_provider == "cuda" and beside.quant.round == "none"
+    assert beside.name == "mine_cuda_fp16"
+    assert compose_recipe([f"source.path='{folder}'", "name=own"]).name == "own"
+    assert compose_recipe([f"source.path='{folder}/.'"]).name == "mine_cpu_int4"
 
 
 def test_a_type_that_nobody_described_is_refused_with_the_place(tmp_path: Path) -> None:
