@@ -177,6 +177,10 @@ FAMILIES: dict[str, Family] = {
     "gpt_neox_serial": Family("gpt_neox", "gpt_neox", EVEN | {"use_parallel_residual": False}),
     "hyperclovax": Family("hyperclovax", "hyperclovax", EVEN),
     "jais2": Family("jais2", "jais2", EVEN),
+    "mixtral": Family("mixtral", "mixtral", SIZES | {"num_local_experts": 5}),
+    "mixtral_window": Family(
+        "mixtral", "mixtral", EVEN | WINDOW | {"num_local_experts": 4, "num_experts_per_tok": 3}
+    ),
 }
 """Every family and variant whose logits are compared."""
 

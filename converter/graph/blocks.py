@@ -8,11 +8,16 @@ import onnx_ir as ir
 
 from converter.graph.builder import GraphBuilder
 from converter.graph.form import GraphForm
-from converter.graph.names import CACHED, layer_path, norm_path, past, present
+from converter.graph.names import CACHED, layer_path, layer_weight, norm_path, past, present
 from converter.graph.norms import Norms
+from converter.model.tensor_kinds import SINKS
 
 GELU_CUBE, GELU_ROOT = 0.044715, 0.7978845608028654
 """Of GELU's tanh form (arXiv 1606.08415): x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))."""
+
+
+HEAD_SINK = 11
+"""Place of `head_sink` among GroupQueryAttention's inputs."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class AttentionBlock:
         ]
         if inside and rotary is not None:
             inputs += [rotary.cos, rotary.sin]
+        inputs += self._sinks(layer, HEAD_SINK - len(inputs))
         window, softcap = arch.attention.windows[layer], arch.attention.softcap
         optional: dict[str, float] = {} if window is None else {"local_window_size": window}
         optional |= {"softcap": softcap} if softcap else {}
@@ -87,6 +93,14 @@ class AttentionBlock:
         for kind, value in zip(CACHED, outputs[1:], strict=True):
             builder.output(value, present(layer, kind), *self._cache("total_sequence_length"))
         return outputs[0]
+
+    def _sinks(self, layer: int, gap: int) -> list[ir.Value | None]:
+        """The logits of a key that adds nothing, one a head, behind `gap` inputs left out."""
+        builder, canonical = self._builder, f"layers.{layer}.{SINKS}"
+        if canonical not in builder.decoder.weights:
+            return []
+        weight = builder.decoder.weights[canonical].cast(builder.float_type)
+        return [*[None] * gap, builder.initializer(layer_weight(layer, f"attn.{SINKS}"), weight)]
 
     def _cache(self, length: str) -> tuple[int | str, ...]:
         return ("batch_size", self._arch.num_key_value_heads, length, self._arch.head_dim)
@@ -156,10 +170,16 @@ class FeedForwardBlock:
     def __init__(self, builder: GraphBuilder, form: GraphForm) -> None:
         self._builder, self._form = builder, form
 
-    def product(self, layer: int, hidden: ir.Value) -> ir.Value:
-        """What the block adds, (batch, tokens, hidden)."""
+    def product(
+        self, layer: int, hidden: ir.Value, kind: str = "", path: str | None = None
+    ) -> ir.Value:
+        """What the block adds, (batch, tokens, hidden).
+
+        `kind` starts the canonical names of its tensors, inside the layer's, and `path` the names
+        of its nodes.
+        """
         builder = self._builder
-        here, name = f"layers.{layer}.", f"{layer_path(layer)}/mlp"
+        here, name = f"layers.{layer}.{kind}", path or f"{layer_path(layer)}/mlp"
         if here + "gate_proj" not in builder.decoder.weights:
             up = builder.linear(here + "up_proj", f"{name}/up_proj", hidden)
             return builder.linear(here + "down_proj", f"{name}/down_proj", self._act(up, name))

@@ -26,6 +26,7 @@ CONTRIB_OPS = frozenset(
     {
         "FusedMatMul",
         "GroupQueryAttention",
+        "MoE",
         "RotaryEmbedding",
         "SkipLayerNormalization",
         "SkipSimplifiedLayerNormalization",
@@ -74,9 +75,11 @@ class GraphBuilder:
             value.name = f"{name}/output_{number}"
         return tuple(values)
 
-    def initializer(self, name: str, weight: Weight) -> ir.Value:
-        """A lazy weight."""
-        return self.tape.initializer(WeightTensor(name, weight), name=name)
+    def initializer(
+        self, name: str, weight: Weight, shape: tuple[int, ...] | None = None
+    ) -> ir.Value:
+        """A lazy weight; `shape` says how its values are to be understood, when not as they are."""
+        return self.tape.initializer(WeightTensor(name, weight, shape=shape), name=name)
 
     def constant(self, name: str, value: list[int] | int | float) -> ir.Value:
         """A small int64 or float32 initializer, one for each name."""

@@ -12,6 +12,8 @@ MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 MATRIX = "convert.matrix"
 """Metadata key of a node: the canonical name of the matrix that it multiplies with."""
+EXPERTS_LAYER = "convert.experts"
+"""Metadata key of a node with a layer's experts: what their canonical names start with."""
 CONTRIB = "com.microsoft"
 """Domain of onnxruntime's own operators."""
 
@@ -45,6 +47,11 @@ def is_cache(name: str | None) -> bool:
 def layer_path(layer: int) -> str:
     """What the names of a layer's nodes start with."""
     return f"/model/layers.{layer}"
+
+
+def layer_prefix(layer: int) -> str:
+    """What the canonical names of a layer's tensors start with."""
+    return f"layers.{layer}."
 
 
 def residual_nodes(layer: int) -> tuple[str, str]:
@@ -106,6 +113,12 @@ def norm_initializer(canonical: str) -> str:
     """Initializer of a norm's weight, or of its bias."""
     weight = plain_initializer(canonical.removesuffix(BIAS))
     return f"{weight.removesuffix('weight')}bias" if is_bias(canonical) else weight
+
+
+def expert_initializer(layer: int, kind: str) -> str:
+    """Initializer of all experts of a layer, such as `experts_down_proj`, or of their biases."""
+    name, bias, _ = kind.partition("_bias")
+    return layer_weight(layer, f"moe.{name.replace('_', '.', 1)}.{'bias' if bias else 'weight'}")
 
 
 def layer_weight(layer: int, part: str) -> str:

@@ -17,6 +17,7 @@ from converter.graph.blocks import (
     RotaryCaches,
 )
 from converter.graph.builder import GraphBuilder
+from converter.graph.expert_block import ExpertsBlock
 from converter.graph.form import context_length, graph_form
 from converter.graph.graph import Graph
 from converter.graph.names import (
@@ -183,13 +184,20 @@ class DecoderTemplate:
         if self.arch.parallel:
             if f"layers.{layer}.ffn_norm" in self.decoder.weights:
                 normed, _ = self._enter(layer, "ffn_norm", residual, None)
-            product = self.feed_forward.product(layer, normed)
+            product = self._feed(layer, normed)
             product = self._leave(layer, "ffn_post_norm", product)
             both = self.builder.op("Add", [mixed, product], f"{layer_path(layer)}/blocks/Add")
             return both, residual
         normed, residual = self._enter(layer, "ffn_norm", residual, mixed)
-        product = self.feed_forward.product(layer, normed)
+        product = self._feed(layer, normed)
         return self._leave(layer, "ffn_post_norm", product), residual
+
+    def _feed(self, layer: int, hidden: ir.Value) -> ir.Value:
+        """The product of the layer's feed-forward block, or of its experts."""
+        experts = self.arch.experts
+        if experts is None or not experts.layers[layer]:
+            return self.feed_forward.product(layer, hidden)
+        return ExpertsBlock(self.builder, self.feed_forward, experts).product(layer, hidden)
 
     def _enter(
         self, layer: int, kind: str, hidden: ir.Value, skip: ir.Value | None

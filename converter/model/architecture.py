@@ -12,6 +12,7 @@ from converter.errors import Problem, raise_if
 from converter.model.config_file import CONFIG_FILE, ConfigFile
 from converter.model.config_view import language_config, unread_problems, view_config
 from converter.model.description import Description, Values
+from converter.model.experts import Experts, read_experts
 from converter.model.json_schema import shown, value_problems
 from converter.model.rope import Rope, read_rope
 from converter.model.row_order import HeadShape
@@ -125,6 +126,8 @@ class Architecture:
     logits_softcap: float = 0.0
     """0 means none."""
     tie_word_embeddings: bool = False
+    experts: Experts | None = None
+    """None where every layer has one feed-forward block."""
 
     @property
     def heads(self) -> HeadShape:
@@ -152,6 +155,7 @@ def read_architecture(config: Mapping[str, Any], description: Description) -> Ar
     windows = _windows(values, graph.attention, layers)
     share = values.number("graph.rope.partial", graph.rope.partial, 1.0)
     rope, local = _ropes(values, graph.rope, windows)
+    activation = _activation(values, graph.feed_forward.activation)
     architecture = Architecture(
         **sizes,
         norm=Norm(
@@ -174,7 +178,7 @@ def read_architecture(config: Mapping[str, Any], description: Description) -> Ar
             _rotated(values, graph.rope, windows),
             local,
         ),
-        activation=_activation(values, graph.feed_forward.activation),
+        activation=activation,
         parallel=bool(values.value("graph.parallel", graph.parallel)),
         multipliers=Multipliers(
             *(
@@ -184,6 +188,7 @@ def read_architecture(config: Mapping[str, Any], description: Description) -> Ar
         ),
         logits_softcap=values.number("graph.logits_softcap", graph.logits_softcap, 0.0),
         tie_word_embeddings=values.value("", "config.tie_word_embeddings") is True,
+        experts=read_experts(values, description, layers, activation),
     )
     raise_if(
         [

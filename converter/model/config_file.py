@@ -17,6 +17,8 @@ MOST_LAYERS = 10_000
 """More than any model has; it keeps a damaged number from asking for millions of names."""
 Positions = Annotated[int, Field(gt=0, le=MOST_POSITIONS)]
 Layers = Annotated[int, Field(gt=0, le=MOST_LAYERS)]
+MOST_EXPERTS = 10_000
+ExpertCount = Annotated[int, Field(ge=0, le=MOST_EXPERTS)]
 Epsilon = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -35,6 +37,12 @@ class ConfigFile(JsonFile):
     )
     rms_norm_eps: Epsilon | None = Field(None, description="a number below 1, such as 1e-05")
     tie_word_embeddings: bool | None = Field(None, description=SWITCH)
+    num_experts: ExpertCount | None = Field(
+        None, description=f"a whole number of at most {MOST_EXPERTS:,}"
+    )
+    num_local_experts: ExpertCount | None = Field(
+        None, description=f"a whole number of at most {MOST_EXPERTS:,}"
+    )
     bias: bool | None = Field(None, description=SWITCH)
     is_causal: bool | None = Field(None, description=SWITCH)
     use_sliding_window: bool | None = Field(None, description=SWITCH)

@@ -16,18 +16,30 @@ import torch
 from converter.errors import ConvertError, Problem, raise_if
 from converter.model.architecture import Architecture
 from converter.model.checkpoint import Checkpoint
+from converter.model.expert_weights import (
+    expert_name,
+    published_experts,
+    published_shape,
+    row_order_problems,
+    stacked_experts,
+)
 from converter.model.misfit import FLOATS, Expected, LayoutForm, misfit_problems
 from converter.model.row_order import compile_row_order
 from converter.model.tensor_kinds import (
     BIAS,
+    DENSE,
     EMBEDDING,
+    EXPERT_NUMBER,
+    EXPERTS,
     FINAL_NORM,
     HEAD,
     LAYER_TENSORS,
+    MIXTURE,
     MODEL_TENSORS,
     NORMS,
     canonical_shape,
     is_bias,
+    is_whole_name,
     leaf,
 )
 from converter.recipe.schema import LayoutConfig
@@ -36,8 +48,11 @@ from converter.weights.weight import TensorWeight, Weight, concatenate_rows
 
 FUSED = {"qkv_proj": ("q", "k", "v"), "q_proj": ("q",), "k_proj": ("k",), "v_proj": ("v",)}
 """Projections that carry attention heads in their rows, and which parts each holds."""
-HALVES = ("gate_proj", "up_proj")
-"""What gate_up_proj stacks."""
+HALVES = {
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "shared_gate_up_proj": ("shared_gate_proj", "shared_up_proj"),
+}
+"""What a fused projection stacks."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,7 @@ def published_shapes(layout: LayoutConfig, arch: Architecture) -> dict[str, tupl
     """Shape of every tensor that a checkpoint of this layout holds, biases left out."""
     tied = arch.tie_word_embeddings
     return {
-        name: canonical_shape(canonical, arch)
+        name: published_shape(canonical, layout, arch)
         for canonical, name in published_names(layout, arch).items()
         if not is_bias(canonical) and not (tied and canonical == HEAD)
     }
@@ -72,7 +87,9 @@ def build_decoder(checkpoint: Checkpoint, layout: LayoutConfig, arch: Architectu
     Raises:
         ConvertError: what does not fit; see `converter.model.misfit`.
     """
-    raise_if([*_name_problems(layout), *_block_problems(layout, arch)])
+    raise_if(
+        [*_name_problems(layout), *_block_problems(layout, arch), *row_order_problems(layout)]
+    )
     checkpoint = replace(checkpoint, tensors=_renamed(checkpoint.tensors, layout))
     arch = _untied(checkpoint.tensors, layout, arch)
     named = published_names(layout, arch)
@@ -86,6 +103,7 @@ def build_decoder(checkpoint: Checkpoint, layout: LayoutConfig, arch: Architectu
         if name in checkpoint.tensors and name not in ignored
     }
     weights = dict(_canonical_weights(found, layout, arch))
+    weights |= dict(stacked_experts(found, layout, arch))
     weights |= dict(_norms_without_weights(layout, arch))
     if HEAD not in weights:
         weights[HEAD] = weights[EMBEDDING]
@@ -123,11 +141,21 @@ NEEDED = (
         ("k_proj", "qkv_proj"),
         ("v_proj", "qkv_proj"),
         ("o_proj",),
-        ("up_proj", "gate_up_proj"),
-        ("down_proj",),
     ),
 )
 """Tensors outside and inside of the layers that every decoder has, under one of their names."""
+NEEDED_DENSE = (("up_proj", "gate_up_proj"), ("down_proj",))
+NEEDED_EXPERTS = (
+    ("expert_gate_proj", "expert_gate_up_proj"),
+    ("expert_up_proj", "expert_gate_up_proj"),
+    ("expert_down_proj",),
+)
+NEEDED_SHARED = (
+    ("shared_gate_proj", "shared_gate_up_proj"),
+    ("shared_up_proj", "shared_gate_up_proj"),
+    ("shared_down_proj",),
+)
+"""The same of layers without and with experts, and of an expert for all tokens."""
 
 
 def _block_problems(layout: LayoutConfig, arch: Architecture) -> Iterator[Problem]:
@@ -138,6 +166,11 @@ def _block_problems(layout: LayoutConfig, arch: Architecture) -> Iterator[Proble
             if not named & {*names}:
                 yield _unnamed(section, names[0], "every decoder has it")
     inside = {name for name, value in layout.layer_tensors.items() if value is not None}
+    for names, why in _feed_forward_needs(inside, arch):
+        if not inside & {*names}:
+            yield _unnamed("layer_tensors", names[0], why)
+    if arch.experts is None and inside & MIXTURE:
+        yield _unnamed("layer_tensors", "router", "a description with experts has one")
     wanted, key = arch.attention.qk_norm != "none", "graph.attention.qk_norm"
     for name in ("q_norm", "k_norm"):
         if wanted and name not in inside:
@@ -149,6 +182,20 @@ def _block_problems(layout: LayoutConfig, arch: Architecture) -> Iterator[Proble
                 f"set {key}, or set layout.layer_tensors.{name}=null",
                 key=(f"layout.layer_tensors.{name}", key),
             )
+
+
+def _feed_forward_needs(
+    inside: set[str], arch: Architecture
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Names of which a layer's feed-forward needs one, and why."""
+    layers = arch.experts.layers if arch.experts else (False,)
+    if not all(layers):
+        yield from ((names, "layers without experts have it") for names in NEEDED_DENSE)
+    if any(layers):
+        yield from ((names, "layers with experts have it") for names in NEEDED_EXPERTS)
+    shared = [name for name in inside if name.startswith("shared_")]
+    if any(layers) and shared:
+        yield from ((names, f"{shared[0]} is named") for names in NEEDED_SHARED)
 
 
 def _unnamed(section: str, name: str, why: str) -> Problem:
@@ -223,8 +270,25 @@ def published_names(layout: LayoutConfig, arch: Architecture) -> dict[str, str]:
     for layer in range(arch.num_hidden_layers):
         prefix = layout.layer_prefix.replace("{layer}", str(layer))
         for canonical, name in inside.items():
-            names[f"layers.{layer}.{canonical}"] = prefix + name
+            if _is_of_layer(canonical, layer, arch):
+                names |= _layer_names(f"layers.{layer}.", canonical, prefix + name, arch)
     return names
+
+
+def _is_of_layer(canonical: str, layer: int, arch: Architecture) -> bool:
+    """Whether a layer has a tensor: its feed-forward block is one, or experts."""
+    kind, mixed = canonical.removesuffix(BIAS), arch.experts and arch.experts.layers[layer]
+    return kind not in (DENSE if mixed else MIXTURE)
+
+
+def _layer_names(layer: str, canonical: str, name: str, arch: Architecture) -> dict[str, str]:
+    """Canonical names of a layer's tensor, or of that of each expert, to the checkpoint's."""
+    if EXPERT_NUMBER not in name or arch.experts is None:
+        return {layer + canonical: name}
+    return {
+        expert_name(layer, number, canonical): name.replace(EXPERT_NUMBER, str(number))
+        for number in range(arch.experts.count)
+    }
 
 
 def _with_endings(named: Iterable[tuple[str, str | None]]) -> Iterator[tuple[str, str]]:
@@ -232,7 +296,7 @@ def _with_endings(named: Iterable[tuple[str, str | None]]) -> Iterator[tuple[str
     for canonical, name in named:
         if not name:
             continue
-        if name.endswith((".weight", ".bias")):
+        if is_whole_name(canonical, name):
             yield canonical, name
         else:
             yield canonical, f"{name}.weight"
@@ -251,7 +315,7 @@ def _tensor_problems(
 ) -> Iterator[Problem]:
     required = _required(named, checkpoint.tensors, arch, bool(checkpoint.config.get("bias")))
     expected = {
-        name: Expected(canonical, canonical_shape(canonical, arch), canonical in required)
+        name: Expected(canonical, published_shape(canonical, layout, arch), canonical in required)
         for canonical, name in named.items()
     }
     outside = {name: value for name, value in layout.tensors.items() if value}
@@ -312,12 +376,12 @@ def _canonical_weights(
                 index = order[offset : offset + rows]
                 yield f"{prefix}{part}_proj{suffix}", weight.permute_rows(index)
                 offset += rows
-        elif kind == "gate_up_proj":
-            half = arch.intermediate_size
-            for name, start in zip(HALVES, (0, half), strict=True):
+        elif kind in HALVES:
+            half = weight.shape[0] // 2
+            for name, start in zip(HALVES[kind], (0, half), strict=True):
                 index = torch.arange(start, start + half)
                 yield f"{prefix}{name}{suffix}", weight.permute_rows(index)
-        else:
+        elif kind not in EXPERTS:
             yield canonical, weight
 
 
@@ -330,13 +394,17 @@ def published_weights(decoder: Decoder, weights: Mapping[str, Weight]) -> dict[s
     layout, arch, found = decoder.layout, decoder.architecture, dict[str, Weight]()
     for canonical, name in published_names(layout, arch).items():
         prefix, _, kind = canonical.rpartition(".")
+        if kind.removesuffix(BIAS) in EXPERTS and arch.experts is not None:
+            own = published_experts(canonical, weights, layout, arch.experts)
+            found |= {} if own is None else {name: own}
+            continue
         suffix, kind = (BIAS if is_bias(kind) else ""), kind.removesuffix(BIAS)
         prefix = prefix + "." if prefix else ""
         parts = [canonical]
         if kind in FUSED:
             parts = [f"{prefix}{part}_proj{suffix}" for part in FUSED[kind]]
-        elif kind == "gate_up_proj":
-            parts = [f"{prefix}{part}{suffix}" for part in HALVES]
+        elif kind in HALVES:
+            parts = [f"{prefix}{part}{suffix}" for part in HALVES[kind]]
         tied = canonical == HEAD and weights[HEAD] is weights[EMBEDDING]
         if tied or parts[0] not in weights:
             continue

@@ -18,6 +18,7 @@ import torch
 
 from converter.errors import ConvertError, Problem
 from converter.model.architecture import Architecture
+from converter.model.class_names import class_weights
 from converter.model.config_view import transformers_config
 from converter.model.decoder import Decoder, Place, published_places, published_weights
 from converter.model.tensor_kinds import BIAS, EMBEDDING, HEAD, is_bias
@@ -50,7 +51,7 @@ class Reference:
         self.weights = decoder.weights if weights is None else weights
         if decoder.layout.reference == "config":
             config = transformers_config(decoder.checkpoint.config)
-            named = published_weights(decoder, self.weights)
+            named = class_weights(config, published_weights(decoder, self.weights))
             _fix_base(config, self.arch, cache_length)
         else:
             biased = any(name.endswith(f"_proj{BIAS}") for name in self.weights)

@@ -276,6 +276,9 @@ class TransformersModel:
         raise_if(problems)
         for name, parameter in list(module.named_parameters()):
             weight = found[name]
+            if weight is not None and _reads_one_by_one(module, name):
+                _set_stack(module, name, ExpertParameter(weight, dtype))
+                continue
             values = torch.zeros(parameter.shape) if weight is None else weight.read()
             _set_parameter(module, name, values.to(dtype))
         for name, buffer in module.named_buffers():
@@ -343,6 +346,18 @@ class TransformersModel:
             self._model.set_submodule(name, copy.deepcopy(module))
 
 
+class ExpertParameter:
+    """A parameter (experts, …) of which a class reads one expert at a time, as it computes it."""
+
+    def __init__(self, weight: Weight, dtype: torch.dtype) -> None:
+        self._weight, self._dtype = weight, dtype
+
+    def __getitem__(self, expert: Any) -> torch.Tensor:
+        """The expert's part; reads it."""
+        number = int(expert)
+        return self._weight.rows(number, number + 1)[0].to(self._dtype)
+
+
 class _Head(torch.nn.Module):
     """The output embedding, whose rows are read and multiplied in parts."""
 
@@ -386,6 +401,7 @@ def _plain_config(config: Any) -> Any:
     for name in ("output_router_logits", "output_hidden_states", "output_attentions"):
         if getattr(found, name, False):
             setattr(found, name, False)
+    found._experts_implementation = "eager"  # a loop over the experts, which reads one at a time
     return found
 
 
@@ -486,8 +502,25 @@ def _cache_argument(layer: torch.nn.Module) -> str:
     return "layer_past" if "layer_past" in names else "past_key_values"
 
 
+def _reads_one_by_one(module: torch.nn.Module, name: str) -> bool:
+    """Whether a parameter is a stack of experts, over which its module loops."""
+    owner, _, leaf = name.rpartition(".")
+    found = module.get_submodule(owner)
+    return hasattr(found, "_apply_gate") and found.get_parameter(leaf).dim() == 3
+
+
+def _set_stack(module: torch.nn.Module, name: str, stack: ExpertParameter) -> None:
+    """Put a stack in front of the parameter of its name, which stays on the meta device."""
+    owner, _, leaf = name.rpartition(".")
+    module.get_submodule(owner).__dict__[leaf] = stack
+
+
 def _take(module: torch.nn.Module) -> None:
     """Move a module's parameters to the meta device; its buffers stay."""
+    for part in module.modules():
+        stacks = [name for name, item in vars(part).items() if isinstance(item, ExpertParameter)]
+        for name in stacks:
+            del part.__dict__[name]
     for name, parameter in list(module.named_parameters()):
         if not parameter.is_meta:
             _set_parameter(module, name, torch.empty_like(parameter, device="meta"))

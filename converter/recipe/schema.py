@@ -76,7 +76,8 @@ class LayoutConfig:
     """What every name in `layer_tensors` starts with; `{layer}` is the layer's number."""
     layer_tensors: dict[str, str | None] = field(default_factory=dict)
     """Canonical name to the checkpoint's, inside a layer. A block exists when its tensor is named;
-    an empty name is a norm without weights."""
+    an empty name is a norm without weights. `{expert}` in the name of a tensor of experts is the
+    expert's number; without it the name is that of one tensor with all of them, as it stands."""
     ignored: list[str] = field(default_factory=list)
     """Glob patterns of checkpoint tensors that carry nothing the graph needs, such as buffers."""
     prefixes: dict[str, str] = field(default_factory=dict)
@@ -84,6 +85,8 @@ class LayoutConfig:
     checkpoint the language model's names start with `language_model.`."""
     row_order: dict[str, str] = field(default_factory=dict)
     """Canonical projection to its row order (see converter/model/row_order.py)."""
+    transposed: list[str] = field(default_factory=list)
+    """Canonical tensors of experts that are stored as (experts, columns, rows)."""
     without_effect: list[str] = field(default_factory=list)
     """Keys of config.json that change nothing in this architecture's logits; `key=value` (in JSON)
     for one that changes nothing at this value, `prefix_*` for many."""
@@ -180,6 +183,35 @@ class FeedForwardConfig:
 
 
 @dataclass
+class ExpertsConfig:
+    """Experts in the place of the feed-forward block (arXiv 2101.03961), where a router is named."""
+
+    count: Value = "config.num_local_experts | config.num_experts"
+    """Experts of a layer."""
+    per_token: Value = "config.num_experts_per_tok"
+    """Experts that compute a token."""
+    intermediate_size: Value = "config.moe_intermediate_size | config.intermediate_size"
+    """Columns of an expert's product."""
+    shared_intermediate_size: Value = "config.shared_expert_intermediate_size"
+    """Columns of the product of the expert that computes every token, where one is named."""
+    normalize: Value = True
+    """Whether the weights of a token's experts add up to 1. The router's softmax over all experts,
+    normalized over those that are chosen, is the softmax over the chosen ones."""
+    first_dense: Value = 0
+    """Layers at the start that have a feed-forward block instead."""
+    dense_layers: Value = None
+    """Expression for a list of further layers that have one."""
+    step: Value = 1
+    """Every so many layers, the last one of them has experts."""
+    alpha: Value = 1
+    """The gate g becomes g·sigmoid(alpha·g)."""
+    beta: Value = 0
+    """What is added to the product's other factor."""
+    limit: Value = None
+    """Bound of the gate and, on both sides, of the other factor; null means none."""
+
+
+@dataclass
 class MultipliersConfig:
     """Constants that activations are multiplied with."""
 
@@ -204,6 +236,7 @@ class GraphConfig:
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     rope: RopeConfig = field(default_factory=RopeConfig)
     feed_forward: FeedForwardConfig = field(default_factory=FeedForwardConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     parallel: Value = False
     """Whether attention and feed-forward both read the residual stream before either is added."""
     multipliers: MultipliersConfig = field(default_factory=MultipliersConfig)

@@ -82,6 +82,12 @@ class FileWeight(Weight):
         self.label = f"{name} in {file.path.name}"
         self._file, self._offset = file, offset
 
+    def reshaped(self, shape: tuple[int, ...]) -> FileWeight:
+        """The same values in another shape of as many."""
+        found = FileWeight(self._file, "", self._offset, shape, self.dtype)
+        found.label = self.label
+        return found
+
     def rows(self, start: int, stop: int) -> torch.Tensor:
         shape = (stop - start, *self.shape[1:])
         out = torch.empty(shape, dtype=self.dtype)

@@ -22,7 +22,7 @@ TILE_VALUES = 1 << 20
 
 
 class Weight(ABC):
-    """A tensor of one or two dimensions that is read by rows. Immutable."""
+    """A tensor that is read by rows, along its first dimension. Immutable."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
