@@ -27,6 +27,14 @@ SIZES: dict[str, Any] = {
 EVEN = {key: value for key, value in SIZES.items() if key != "head_dim"}
 """A head of 16 columns."""
 WINDOW = {"sliding_window": 8}
+GRANITE = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.0625,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}
+LOCAL_EXPERTS = {"num_local_experts": 4}
+FINE_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
 
 
 @dataclass(frozen=True)
@@ -143,9 +151,7 @@ FAMILIES: dict[str, Family] = {
     "granite": Family(
         "granite",
         "granite",
-        EVEN
-        | {"embedding_multiplier": 12.0, "attention_multiplier": 0.0625}
-        | {"residual_multiplier": 0.22, "logits_scaling": 8.0},
+        EVEN | GRANITE,
     ),
     "granite4": Family(
         "granitemoehybrid",
@@ -179,7 +185,65 @@ FAMILIES: dict[str, Family] = {
     "jais2": Family("jais2", "jais2", EVEN),
     "mixtral": Family("mixtral", "mixtral", SIZES | {"num_local_experts": 5}),
     "mixtral_window": Family(
-        "mixtral", "mixtral", EVEN | WINDOW | {"num_local_experts": 4, "num_experts_per_tok": 3}
+        "mixtral", "mixtral", EVEN | WINDOW | LOCAL_EXPERTS | {"num_experts_per_tok": 3}
+    ),
+    "qwen3_moe": Family("qwen3_moe", "qwen3_moe", SIZES | FINE_EXPERTS | {"norm_topk_prob": True}),
+    "qwen3_moe_not_normalized": Family("qwen3_moe", "qwen3_moe", SIZES | FINE_EXPERTS),
+    "qwen3_moe_some_dense": Family(
+        "qwen3_moe",
+        "qwen3_moe",
+        SIZES
+        | FINE_EXPERTS
+        | {"num_hidden_layers": 5, "decoder_sparse_step": 2, "mlp_only_layers": [1]},
+    ),
+    "qwen3_moe_window": Family(
+        "qwen3_moe", "qwen3_moe", SIZES | FINE_EXPERTS | WINDOW | {"use_sliding_window": True}
+    ),
+    "olmoe": Family("olmoe", "olmoe", EVEN | {"num_experts": 6, "num_experts_per_tok": 3}),
+    "olmoe_normalized": Family(
+        "olmoe", "olmoe", EVEN | {"num_experts": 6, "norm_topk_prob": True, "num_experts_per_tok": 3}
+    ),
+    "qwen2_moe": Family(
+        "qwen2_moe", "qwen2_moe", EVEN | FINE_EXPERTS | {"shared_expert_intermediate_size": 40}
+    ),
+    "qwen2_moe_window": Family(
+        "qwen2_moe",
+        "qwen2_moe",
+        EVEN
+        | FINE_EXPERTS
+        | WINDOW
+        | {"use_sliding_window": True, "max_window_layers": 1, "norm_topk_prob": True}
+        | {"shared_expert_intermediate_size": 40, "mlp_only_layers": [2]},
+    ),
+    "granite_moe": Family("granitemoe", "granite_moe", EVEN | LOCAL_EXPERTS | GRANITE),
+    "granite_moe_shared": Family(
+        "granitemoeshared",
+        "granite_moe_shared",
+        EVEN | LOCAL_EXPERTS | GRANITE | {"shared_intermediate_size": 72},
+    ),
+    "gpt_oss": Family(
+        "gpt_oss",
+        "gpt_oss",
+        SIZES
+        | WINDOW
+        | {"num_local_experts": 6, "num_experts_per_tok": 3}
+        | _rope(
+            "yarn",
+            factor=4.0,
+            original_max_position_embeddings=32,
+            beta_fast=32.0,
+            beta_slow=1.0,
+            truncate=False,
+        ),
+    ),
+    "gpt_oss_head_of_24": Family(
+        "gpt_oss",
+        "gpt_oss",
+        SIZES
+        | WINDOW
+        | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 24}
+        | {"layer_types": ["full_attention"] * 3}
+        | _rope("default"),
     ),
 }
 """Every family and variant whose logits are compared."""

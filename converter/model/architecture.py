@@ -17,8 +17,8 @@ from converter.model.json_schema import shown, value_problems
 from converter.model.rope import Rope, read_rope
 from converter.model.row_order import HeadShape
 
-SLIDING = "sliding_attention"
-"""Entry of `layer_types` for a layer with a window."""
+SLIDING, FULL = "sliding_attention", "full_attention"
+"""Entries of `layer_types` for layers with a window and without one."""
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -238,7 +238,8 @@ def _impossible(config: Mapping[str, Any]) -> Iterator[Problem]:
 def _windows(values: Values, attention: Any, layers: int) -> tuple[int | None, ...]:
     window = values.value("graph.attention.window", attention.window)
     kinds = values.value("graph.attention.window_layers", attention.window_layers)
-    if window is None:
+    unused = window == 0 and isinstance(kinds, list) and {*kinds} == {FULL}
+    if window is None or unused:  # Qwen2-MoE writes 0 where no layer has a window
         return (None,) * layers
     if not _is_size(window):
         values.refuse("graph.attention.window", window, "a positive number of tokens, or null")
@@ -249,7 +250,7 @@ def _windows(values: Values, attention: Any, layers: int) -> tuple[int | None, .
         expected = f"all, or a list of {layers} names, one a layer"
         values.refuse("graph.attention.window_layers", kinds, expected)
         return (None,) * layers
-    known = {SLIDING: window, "full_attention": None}
+    known = {SLIDING: window, FULL: None}
     for other in dict.fromkeys(kind for kind in kinds if kind not in known):
         values.refuse("graph.attention.window_layers", other, " or ".join(known))
     return tuple(known.get(kind) for kind in kinds)
