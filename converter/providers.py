@@ -7,6 +7,7 @@ template and quantization use, from:
 - cuda, dml: onnxruntime `docs/OperatorKernels.md`, which is generated from the registered kernels.
 - webgpu: onnxruntime `onnxruntime/contrib_ops/webgpu/webgpu_contrib_kernels.cc` and
   `onnxruntime/core/providers/webgpu/webgpu_execution_provider.cc`; its float types are fp32, fp16.
+  MoE has no kernel there; QMoE's is in `onnxruntime/contrib_ops/webgpu/moe/qmoe.cc`.
 - NvTensorRtRtx: TensorRT's ONNX parser (onnx-tensorrt `docs/operators.md`) and the graphs that
   onnxruntime-genai's builder makes for it: quantized weights as DequantizeLinear, RMSNorm in plain
   operators, GroupQueryAttention; no MatMulNBits, GatherBlockQuantized or
@@ -66,6 +67,8 @@ class Provider:
     """Whether a generator can forget its last tokens."""
     int8_cache: bool = False
     """Whether GroupQueryAttention was checked with int8 keys and values."""
+    plain_experts_only: bool = False
+    """Whether QMoE takes neither zero points nor weights of experts that do not add up to 1."""
     tunes: bool = False
     """Whether threads, spinning and chunk size are settings of it."""
 
@@ -84,9 +87,13 @@ _ROWS = (
         "CUDAExecutionProvider",
         "gpu",
         dict.fromkeys(
-            _PLAIN | _FUSED | _BLOCKED | {"FusedMatMul", "GatherBlockQuantized", "GatherND"}, _ALL
+            _PLAIN
+            | _FUSED
+            | _BLOCKED
+            | {"FusedMatMul", "GatherBlockQuantized", "GatherND", "MoE", "Softmax"},
+            _ALL,
         )
-        | {"GroupQueryAttention": _HALVES},
+        | {"GroupQueryAttention": _HALVES, "QMoE": _HALVES},
         availability="is_cuda_available",
         graph_capture="enable_cuda_graph",
     ),
@@ -104,10 +111,11 @@ _ROWS = (
         "webgpu",
         "WebGpuExecutionProvider",
         "gpu",
-        dict.fromkeys(_PLAIN | _FUSED | _BLOCKED | {"GatherBlockQuantized"}, _BOTH),
+        dict.fromkeys(_PLAIN | _FUSED | _BLOCKED | {"GatherBlockQuantized", "QMoE"}, _BOTH),
         availability="is_webgpu_available",
         graph_capture="enableGraphCapture",
         lengths_on_device=True,
+        plain_experts_only=True,
     ),
     Provider(
         "NvTensorRtRtx",

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from converter.engine.contract import Done, Pass, Run
 from converter.errors import Problem
+from converter.graph.expert_kernels import expert_problems
 from converter.graph.graph import Graph
 from converter.graph.kernels import head_size_problems, kernel_problems
 from converter.graph.template import build_graph
@@ -26,6 +27,7 @@ class BuildGraph(Pass[Decoder, Graph]):
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
         if decoder is not None:
             yield from head_size_problems(decoder.architecture.head_dim)
+            yield from expert_problems(recipe, decoder.architecture)
 
     def run(self, artifact: Decoder, run: Run) -> Done[Graph]:
         graph = self.preview(artifact, run)

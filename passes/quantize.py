@@ -15,7 +15,7 @@ from converter.graph.quantized_operators import quantized_graph
 from converter.machine.disk import Room
 from converter.model.checkpoint import TOKENIZERS
 from converter.model.decoder import Decoder
-from converter.recipe.schema import Recipe
+from converter.recipe.schema import QuantConfig, Recipe
 from converter.storage.cache import FOLDER_VARIABLE, Cache, cache_folder
 from converter.text.texts import load_text
 
@@ -36,7 +36,7 @@ class Quantize(Pass[Graph, Graph]):
 
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
         quant = recipe.quant
-        if quant.calibrated:
+        if quant.calibrated and (decoder is None or decoder.architecture.experts is None):
             try:
                 load_text(recipe.calibration.text, half="calibration")
             except ConvertError as error:
@@ -44,21 +44,23 @@ class Quantize(Pass[Graph, Graph]):
         if decoder is None:
             return
         yield from indivisible(quant, decoder.architecture, check_layers=not quant.mixed)
-        if quant.calibrated:
+        if decoder.architecture.experts is not None:
+            yield from _uncalibrated_problems(quant)
+        elif quant.calibrated:
             yield from stage_problems(decoder, "quant=rtn, or quant=rtn_block128")
             yield from _calibration_problems(recipe, decoder)
-        if quant.mixed:
+        if quant.mixed and decoder.architecture.experts is None:
             yield from budget_problems(recipe, decoder)
 
     def disk(self, recipe: Recipe, decoder: Decoder) -> Iterable[Room]:
-        if recipe.quant.calibrated:
+        if _calibrates(recipe, decoder):
             folder = cache_folder()
             needed = calibration_disk(recipe, decoder, Cache(folder))
             remedy = f"set {FOLDER_VARIABLE}=FOLDER on a disk with more room"
             yield Room(folder, needed, "what calibration spills and keeps", remedy)
 
     def run(self, artifact: Graph, run: Run) -> Done[Graph]:
-        if not run.recipe.quant.calibrated:
+        if not _calibrates(run.recipe, artifact.decoder):
             quantized = self.preview(artifact, run)
             return Done(quantized, summary=_operators(quantized))
         from converter.calibration.calibrate import calibrate
@@ -74,7 +76,7 @@ class Quantize(Pass[Graph, Graph]):
         return quantized_graph(artifact, run.recipe)
 
     def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
-        if not recipe.quant.calibrated:
+        if not _calibrates(recipe, graph.decoder):
             return 0  # package computes the codes
         return calibration_memory(recipe, graph.decoder)
 
@@ -84,10 +86,26 @@ class Quantize(Pass[Graph, Graph]):
 
 def _operators(graph: Graph) -> str:
     kinds = [node.op_type for node in graph.model.graph]
-    return (
-        f"{kinds.count('MatMulNBits')} MatMulNBits, "
-        f"{kinds.count('GatherBlockQuantized')} GatherBlockQuantized"
+    names = ("MatMulNBits", "QMoE", "GatherBlockQuantized")
+    return ", ".join(
+        f"{kinds.count(name)} {name}" for name in names if name != "QMoE" or name in kinds
     )
+
+
+def _calibrates(recipe: Recipe, decoder: Decoder) -> bool:
+    """Whether the scheme looks at activations; with experts, a search looks at weights alone."""
+    return recipe.quant.calibrated and decoder.architecture.experts is None
+
+
+def _uncalibrated_problems(quant: QuantConfig) -> Iterator[Problem]:
+    """Schemes for which the layers would have to be calibrated, which experts are not yet."""
+    if quant.mixed or quant.smooth != "none" or quant.round == "gptq":
+        yield Problem(
+            "The recipe calibrates, and the model has experts.",
+            "codes that follow from the weights alone: rtn or search",
+            "add quant=search, or quant=rtn",
+            key=("quant.round", "quant.smooth", "quant.target_size", "quant.bits_per_weight"),
+        )
 
 
 def _calibration_problems(recipe: Recipe, decoder: Decoder) -> Iterator[Problem]:

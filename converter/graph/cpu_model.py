@@ -68,12 +68,13 @@ def widen(model: ir.Model) -> bool:
 def float_activations(model: ir.Model) -> bool:
     """Let quantized matrices multiply with float activations; False where they do already.
 
-    Source: MatMulNBits' accuracy_level in onnxruntime's docs/ContribOperators.md: 1 is float32.
+    Source: accuracy_level of MatMulNBits and QMoE in onnxruntime's docs/ContribOperators.md: 1 is
+    float32.
     """
     rounding = [
         node
         for node in model.graph
-        if node.op_type == "MatMulNBits" and _accuracy_level(node) == INT8_ACTIVATIONS
+        if node.op_type in ("MatMulNBits", "QMoE") and _accuracy_level(node) == INT8_ACTIVATIONS
     ]
     for node in rounding:
         node.attributes[ACCURACY_LEVEL] = ir.AttrInt64(ACCURACY_LEVEL, FLOAT_ACTIVATIONS)

@@ -9,7 +9,7 @@ from converter.errors import ConvertError, Problem
 from converter.graph.matrices import Matrix, graph_matrices, matrix_format
 from converter.model.architecture import Architecture
 from converter.model.decoder import Decoder
-from converter.model.tensor_kinds import EMBEDDING, HEAD
+from converter.model.tensor_kinds import EMBEDDING, EXPERTS_DOWN, EXPERTS_GATE_UP, HEAD
 from converter.quantization.mixed import Candidate, choose_formats, matrix_bytes
 from converter.quantization.rtn import BlockFormat
 from converter.recipe.schema import QuantConfig, Recipe, parse_size
@@ -191,6 +191,15 @@ def _fixed_bytes(
     return total
 
 
+SECTIONS = {
+    HEAD: "quant.lm_head",
+    EMBEDDING: "quant.embedding",
+    EXPERTS_GATE_UP: "quant.experts",
+    EXPERTS_DOWN: "quant.experts",
+}
+"""Matrices to the section of a recipe with their own format."""
+
+
 def indivisible(
     quant: QuantConfig, arch: Architecture, check_layers: bool = True
 ) -> Iterator[Problem]:
@@ -198,18 +207,18 @@ def indivisible(
     columns = {
         "q_proj": arch.hidden_size,
         "o_proj": arch.num_attention_heads * arch.head_dim,
-        "down_proj": arch.intermediate_size,
+        **_feed_forward_columns(arch),
         HEAD: arch.hidden_size,
         EMBEDDING: arch.hidden_size,
     }
     for matrix, count in columns.items():
         form = matrix_format(matrix, quant)
-        padded = quant.pad_last_block and matrix != EMBEDDING
+        padded = quant.pad_last_block and matrix not in (EMBEDDING, EXPERTS_GATE_UP, EXPERTS_DOWN)
         chosen = not check_layers and matrix != EMBEDDING
         chosen = chosen and any(count % other.block_size == 0 for other in CANDIDATES)
         if form is None or count % form.block_size == 0 or padded or chosen:
             continue
-        key = {HEAD: "quant.lm_head", EMBEDDING: "quant.embedding"}.get(matrix, "quant")
+        key = SECTIONS.get(matrix, "quant")
         fitting = [size for size in (256, 128, 64, 32, 16) if count % size == 0]
         yield Problem(
             f"{matrix} has {count} columns, which blocks of {form.block_size} do not divide.",
@@ -221,3 +230,14 @@ def indivisible(
             if key != "quant"
             else "set quant.pad_last_block=true",
         )
+
+
+def _feed_forward_columns(arch: Architecture) -> dict[str, int]:
+    """Columns of the matrices behind attention that read something else than hidden states."""
+    experts = arch.experts
+    found = {} if experts and all(experts.layers) else {"down_proj": arch.intermediate_size}
+    if experts is not None and any(experts.layers):
+        found |= {EXPERTS_GATE_UP: arch.hidden_size, EXPERTS_DOWN: experts.intermediate_size}
+        if experts.shared_intermediate_size:
+            found["shared_down_proj"] = experts.shared_intermediate_size
+    return found

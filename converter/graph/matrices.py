@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from converter.graph.form import recipe_form
+from converter.graph.form import GraphForm, recipe_form
 from converter.model.decoder import Decoder
-from converter.model.tensor_kinds import EMBEDDING, HEAD
+from converter.model.tensor_kinds import EMBEDDING, EXPERTS_DOWN, EXPERTS_GATE_UP, HEAD, leaf
 from converter.quantization.rtn import BlockFormat
-from converter.recipe.schema import LEFT_IN_FLOAT, QuantConfig, Recipe
+from converter.recipe.schema import LEFT_IN_FLOAT, MatrixQuantConfig, QuantConfig, Recipe
 from converter.weights.weight import Weight, concatenate_rows
 
-PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+PACKED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "shared_gate_up_proj": ("shared_gate_proj", "shared_up_proj"),
+}
 """Matrices of the graph that stack the rows of several weights, and which."""
+
+
+LEFT_ALONE = frozenset({"router", "shared_expert_gate"})
+"""Matrices of a few rows, which decide on all that experts compute: they stay in float."""
+OWN_SETTINGS: dict[str, Callable[[QuantConfig], MatrixQuantConfig]] = {
+    HEAD: lambda quant: quant.lm_head,
+    EMBEDDING: lambda quant: quant.embedding,
+    EXPERTS_GATE_UP: lambda quant: quant.experts,
+    EXPERTS_DOWN: lambda quant: quant.experts,
+}
+"""Matrices for which a recipe may state formats of their own."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +52,33 @@ def graph_matrices(recipe: Recipe, decoder: Decoder) -> list[Matrix]:
     qkv = ("qkv_proj",) if form.packs_qkv else PACKED["qkv_proj"]
     found = []
     for layer in range(arch.num_hidden_layers):
-        gated = f"layers.{layer}.gate_proj" in decoder.weights
-        feed = PACKED["gate_up_proj"] if gated else ("up_proj",)
-        if gated and form.packs_gate_up:
-            feed = ("gate_up_proj",)
-        for kind in (*qkv, "o_proj", *feed, "down_proj"):
+        for kind in (*qkv, "o_proj", *_feed_forward(layer, decoder, form)):
             name = f"layers.{layer}.{kind}"
             found.append(_matrix(name, matrix_parts(name), decoder))
     weights = decoder.weights
     tied = weights[HEAD] is weights[EMBEDDING]
     embeds = tied and matrix_format(EMBEDDING, recipe.quant) is not None
     return [*found, _matrix(HEAD, (HEAD,), decoder, embeds)]
+
+
+def _feed_forward(layer: int, decoder: Decoder, form: GraphForm) -> Iterator[str]:
+    """A layer's matrices behind attention: of its block, or of its experts and the shared one."""
+    here, kind = f"layers.{layer}.", ""
+    experts = decoder.architecture.experts
+    if experts is not None and experts.layers[layer]:
+        yield from (EXPERTS_GATE_UP, EXPERTS_DOWN)
+        kind = "shared_"
+    if f"{here}{kind}down_proj" not in decoder.weights:
+        return
+    gated = f"{here}{kind}gate_proj" in decoder.weights
+    packed = f"{kind}gate_up_proj"
+    if not gated:
+        yield f"{kind}up_proj"
+    elif form.packs_gate_up:
+        yield packed
+    else:
+        yield from PACKED[packed]
+    yield f"{kind}down_proj"
 
 
 def _matrix(name: str, parts: tuple[str, ...], decoder: Decoder, embeds: bool = False) -> Matrix:
@@ -80,7 +112,10 @@ def split_rows(matrix: str, stacked: Weight, decoder: Decoder) -> dict[str, Weig
 
 def matrix_format(matrix: str, quant: QuantConfig) -> BlockFormat | None:
     """Format of the matrix with this canonical name; None when it stays in float."""
-    own = {HEAD: quant.lm_head, EMBEDDING: quant.embedding}.get(matrix)
+    kind = leaf(matrix)
+    if kind in LEFT_ALONE:
+        return None
+    own = OWN_SETTINGS[kind](quant) if kind in OWN_SETTINGS else None
     bits = (own.bits if own else None) or quant.bits
     if bits == LEFT_IN_FLOAT:
         return None

@@ -27,8 +27,23 @@ from converter.graph.names import (
     quantized,
 )
 from converter.graph.norms import shifted
+from converter.graph.quantized_experts import quantize_experts
+from converter.graph.quantized_tensors import (
+    code_values,
+    scale_values,
+    searched,
+    zero_point_values,
+)
 from converter.graph.tensors import FLOAT_TYPES, WeightTensor, add_initializer
-from converter.model.tensor_kinds import BIAS, EMBEDDING, HEAD, NORMS, is_bias, leaf
+from converter.model.tensor_kinds import (
+    BIAS,
+    EMBEDDING,
+    EXPERTS_DOWN,
+    HEAD,
+    NORMS,
+    is_bias,
+    leaf,
+)
 from converter.quantization.quantized_matrix import QuantizedMatrix, Rounding
 from converter.quantization.rtn import BlockFormat
 from converter.recipe.schema import Recipe
@@ -52,7 +67,10 @@ class Calibrated(Protocol):
 
 
 def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | None = None) -> Graph:
-    """The graph with quantized operators, rounded to nearest or with a calibration's codes."""
+    """The graph with quantized operators, rounded to nearest or with a calibration's codes.
+
+    A model with experts is not calibrated: its search looks at the weights alone.
+    """
     quant, target, decoder = recipe.quant, recipe.target, artifact.decoder
     head = calibrated.forms.get(HEAD) if calibrated else matrix_format(HEAD, quant)
     shipped, tied = dict(artifact.shipped), tied_format(quant, decoder, head)
@@ -64,6 +82,8 @@ def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | No
     table: QuantizedMatrix | None = None
     for node in list(artifact.model.graph):
         matrix = node.metadata_props.get(MATRIX)
+        if node.op_type == "MoE" and (form := matrix_format(EXPERTS_DOWN, quant)):
+            shipped |= quantize_experts(artifact.model.graph, node, form, decoder, recipe)
         if matrix is None:
             continue
         form = tied if matrix == EMBEDDING and tied else matrix_format(matrix, quant)
@@ -75,6 +95,8 @@ def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | No
         if calibrated and codes in calibrated.roundings:
             form, rounding = calibrated.forms[codes], calibrated.roundings[codes]
         source = matrix_weight(matrix, decoder)
+        if calibrated is None and quant.round == "search" and decoder.architecture.experts:
+            rounding = searched(source, form, FLOAT_TYPES[recipe.scale_type])
         made = _replace(artifact.model.graph, node, source, form, recipe, shared, rounding)
         shipped |= split_rows(matrix, made.dequantized(), decoder)
         table = made if matrix == EMBEDDING else table
@@ -136,7 +158,7 @@ def _replace(
     # A tied head reads the embedding's table; its codes have a name of their own.
     head = node.metadata_props[MATRIX] == HEAD
     label = matrix_initializer(HEAD_PATH) if head else str(table.name)
-    scales, widen = _scales(graph, label, matrix, table.const_value.dtype)
+    scales, widen = scale_values(graph, label, matrix, table.const_value.dtype)
     if embedding:
         new = [_gather(node, _parts(graph, label, matrix, scales), form)]
     elif dequantize:
@@ -161,33 +183,14 @@ def _put(graph: ir.Graph, node: ir.Node, new: list[ir.Node], form: BlockFormat) 
     ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, last.outputs)
 
 
-def _scales(
-    graph: ir.Graph, label: str, matrix: QuantizedMatrix, dtype: ir.DataType
-) -> tuple[ir.Value, list[ir.Node]]:
-    """Scales in the graph's type `dtype`; stored in a narrower one, they are cast.
-
-    onnxruntime computes a cast of an initializer once, when it loads the model.
-    """
-    scales = add_initializer(graph, WeightTensor(f"{label}_scales", matrix.part("scales")))
-    if scales.dtype == dtype:
-        return scales, []
-    cast = ir.node("Cast", [scales], {"to": dtype}, name=f"{label}_scales/Cast")
-    cast.outputs[0].name, cast.outputs[0].dtype = f"{cast.name}/output_0", dtype
-    return cast.outputs[0], [cast]
-
-
 def _parts(
     graph: ir.Graph, label: str, matrix: QuantizedMatrix, scales: ir.Value, blocks: bool = False
 ) -> list[ir.Value]:
     """Codes, scales and zero points; codes (N, blocks, bytes) when `blocks`."""
-    codes, form = matrix.part("codes"), matrix.form
-    rows, columns = matrix.source.shape
+    form, (rows, columns) = matrix.form, matrix.source.shape
     shape = (rows, form.blocks(columns), form.block_size * form.bits // 8) if blocks else None
-    values = [add_initializer(graph, WeightTensor(f"{label}_codes", codes, shape=shape)), scales]
-    if not form.symmetric:
-        points = WeightTensor(f"{label}_zero_points", matrix.part("zero_points"))
-        values.append(add_initializer(graph, points))
-    return values
+    codes = code_values(graph, label, matrix, shape)
+    return [codes, scales, *zero_point_values(graph, label, matrix)]
 
 
 def _gather(node: ir.Node, parts: list[ir.Value], form: BlockFormat) -> ir.Node:

@@ -174,6 +174,7 @@ def _block_size_problems(recipe: Recipe) -> Iterator[Problem]:
         ("quant.block_size", quant.block_size),
         ("quant.lm_head.block_size", quant.lm_head.block_size),
         ("quant.embedding.block_size", quant.embedding.block_size),
+        ("quant.experts.block_size", quant.experts.block_size),
     ):
         if size is not None:
             yield from block_size_problems(key, size)

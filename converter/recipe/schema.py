@@ -288,6 +288,8 @@ class QuantConfig:
     """The same as an average over the quantized matrices, scales and zero points included."""
     lm_head: MatrixQuantConfig = field(default_factory=MatrixQuantConfig)
     embedding: MatrixQuantConfig = field(default_factory=MatrixQuantConfig)
+    experts: MatrixQuantConfig = field(default_factory=MatrixQuantConfig)
+    """The matrices of experts; an expert for all tokens is quantized as the others are."""
 
     @property
     def mixed(self) -> bool:

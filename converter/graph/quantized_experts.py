@@ -1,0 +1,111 @@
+"""Experts with block-quantized weights: onnxruntime's operator QMoE in the place of MoE.
+
+Source: docs/ContribOperators.md, com.microsoft.QMoE. Its codes, scales and zero points are those of
+MatMulNBits, an expert after the other. `weights_prepacked=0` says so: a provider that wants another
+order packs them itself.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from converter.graph.expert_block import stacked_shape
+from converter.graph.names import CONTRIB, EXPERTS_LAYER, quantized
+from converter.graph.quantized_tensors import (
+    code_values,
+    scale_values,
+    searched,
+    zero_point_values,
+)
+from converter.graph.tensors import FLOAT_TYPES
+from converter.model.decoder import Decoder
+from converter.model.tensor_kinds import EXPERTS_DOWN, EXPERTS_GATE_UP
+from converter.quantization.quantized_matrix import QuantizedMatrix
+from converter.quantization.rtn import BlockFormat
+from converter.recipe.schema import Recipe
+from converter.weights.weight import Weight
+
+MATRICES = {EXPERTS_GATE_UP: 2, EXPERTS_DOWN: 4}
+"""The matrices of all experts of a layer, and their places among MoE's inputs; biases follow."""
+ZERO_POINTS, ROUTER_WEIGHTS = 11, 14
+"""Places among QMoE's inputs: the first zero points, and the weights of a token's experts."""
+
+
+def quantize_experts(
+    graph: ir.Graph, node: ir.Node, form: BlockFormat, decoder: Decoder, recipe: Recipe
+) -> dict[str, Weight]:
+    """Put QMoE in the place of a node MoE.
+
+    Returns:
+        The layer's matrices as the codes stand for them, by canonical name.
+    """
+    experts = decoder.architecture.experts
+    assert experts is not None
+    layer, scale_type = node.metadata_props[EXPERTS_LAYER], FLOAT_TYPES[recipe.scale_type]
+    inputs: list[ir.Value | None] = list(node.inputs[:2])
+    shipped: dict[str, Weight] = {}
+    points: list[ir.Value] = []
+    before: list[ir.Node] = []
+    for kind, place in MATRICES.items():
+        old = node.inputs[place]
+        assert old is not None and old.dtype is not None
+        source, label = decoder.weights[layer + kind], str(old.name)
+        rounding = searched(source, form, scale_type) if recipe.quant.round == "search" else None
+        matrix = QuantizedMatrix(source, form, scale_type, rounding, flat=True)
+        shapes = {
+            name: stacked_shape(spec.shape, experts.count) for name, spec in matrix.specs.items()
+        }
+        scales, widen = scale_values(graph, label, matrix, old.dtype, shapes["scales"])
+        bias = node.inputs[place + 1] if len(node.inputs) > place + 1 else None
+        inputs += [code_values(graph, label, matrix, shapes["codes"]), scales, bias]
+        points += zero_point_values(graph, label, matrix, shapes.get("zero_points"))
+        before += widen
+        shipped[layer + kind] = matrix.dequantized()
+    if points:
+        inputs += [*[None] * (ZERO_POINTS - len(inputs)), *points]
+    if not experts.normalize:
+        weights = _router_weights(node)
+        inputs += [*[None] * (ROUTER_WEIGHTS - len(inputs)), weights.outputs[0]]
+        before.append(weights)
+    _replace(graph, node, inputs, before, form, recipe)
+    return shipped
+
+
+def _router_weights(node: ir.Node) -> ir.Node:
+    """The softmax over all experts, by which QMoE weighs those that it chooses.
+
+    Without that input onnxruntime 1.32's kernel for the CPU normalizes their weights, whatever
+    `normalize_routing_weights` says; MoE's does as it says.
+    """
+    weights = ir.node("Softmax", [node.inputs[1]], {"axis": -1}, name=f"{node.name}/Softmax")
+    weights.outputs[0].name = f"{weights.name}/output_0"
+    return weights
+
+
+def _replace(
+    graph: ir.Graph,
+    node: ir.Node,
+    inputs: list[ir.Value | None],
+    before: list[ir.Node],
+    form: BlockFormat,
+    recipe: Recipe,
+) -> None:
+    while inputs[-1] is None:
+        inputs.pop()
+    attributes: dict[str, ir.Attr | int] = {
+        **node.attributes,
+        "expert_weight_bits": form.bits,
+        "block_size": form.block_size,
+        "accuracy_level": recipe.accuracy_level,
+        "weights_prepacked": 0,
+    }
+    new = ir.node("QMoE", inputs, attributes, domain=CONTRIB)
+    new.name = quantized(str(node.name), form.bits)
+    new.metadata_props[EXPERTS_LAYER] = node.metadata_props[EXPERTS_LAYER]
+    made, old = new.outputs[0], node.outputs[0]
+    made.name, made.shape, made.type = old.name, old.shape, old.type
+    tables = [node.inputs[place] for place in MATRICES.values()]
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [*before, new], [old], [made])
+    for table in tables:
+        assert table is not None
+        graph.initializers.pop(str(table.name))
