@@ -201,7 +201,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "olmoe": Family("olmoe", "olmoe", EVEN | {"num_experts": 6, "num_experts_per_tok": 3}),
     "olmoe_normalized": Family(
-        "olmoe", "olmoe", EVEN | {"num_experts": 6, "norm_topk_prob": True, "num_experts_per_tok": 3}
+        "olmoe",
+        "olmoe",
+        EVEN | {"num_experts": 6, "norm_topk_prob": True, "num_experts_per_tok": 3},
     ),
     "qwen2_moe": Family(
         "qwen2_moe", "qwen2_moe", EVEN | FINE_EXPERTS | {"shared_expert_intermediate_size": 40}
@@ -226,7 +228,7 @@ FAMILIES: dict[str, Family] = {
         "gpt_oss",
         SIZES
         | WINDOW
-        | {"num_local_experts": 6, "num_experts_per_tok": 3}
+        | {"num_local_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 160}
         | _rope(
             "yarn",
             factor=4.0,

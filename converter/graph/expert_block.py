@@ -1,4 +1,4 @@
-"""Experts of a layer: a router, onnxruntime's operator MoE, and an expert that computes every token.
+"""Experts of a layer: a router, onnxruntime's operator MoE, and an expert for all tokens.
 
 The operator (docs/ContribOperators.md, com.microsoft.MoE) takes the router's logits. It computes a
 softmax over all experts, keeps the `k` largest and, with `normalize_routing_weights`, divides them
@@ -40,11 +40,9 @@ class ExpertsBlock:
         scores = builder.linear(f"{layer_prefix(layer)}router", f"{name}/router", hidden)
         rows = builder.constant("constants.router_rows", [-1, self._experts.count])
         scores = builder.op("Reshape", [scores, rows], f"{name}/router/Reshape")
-        inputs = [hidden, scores]
-        inputs += [
-            self._parameter(layer, kind) for kind in (EXPERTS_GATE_UP, EXPERTS_DOWN)
-            for kind in (kind, kind + BIAS)
-        ]
+        inputs: list[ir.Value | None] = [hidden, scores]
+        for kind in (EXPERTS_GATE_UP, EXPERTS_DOWN):
+            inputs += [self._parameter(layer, kind), self._parameter(layer, kind + BIAS)]
         while inputs[-1] is None:
             inputs.pop()
         mixed = builder.op("MoE", inputs, f"{name}/MoE", **routing_attributes(self._experts))

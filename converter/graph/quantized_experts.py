@@ -8,6 +8,7 @@ order packs them itself.
 from __future__ import annotations
 
 import onnx_ir as ir
+import torch
 
 from converter.graph.expert_block import stacked_shape
 from converter.graph.names import CONTRIB, EXPERTS_LAYER, quantized
@@ -20,7 +21,7 @@ from converter.graph.quantized_tensors import (
 from converter.graph.tensors import FLOAT_TYPES
 from converter.model.decoder import Decoder
 from converter.model.tensor_kinds import EXPERTS_DOWN, EXPERTS_GATE_UP
-from converter.quantization.quantized_matrix import QuantizedMatrix
+from converter.quantization.quantized_matrix import QuantizedMatrix, Rounding
 from converter.quantization.rtn import BlockFormat
 from converter.recipe.schema import Recipe
 from converter.weights.weight import Weight
@@ -39,36 +40,50 @@ def quantize_experts(
     Returns:
         The layer's matrices as the codes stand for them, by canonical name.
     """
-    experts = decoder.architecture.experts
+    experts, layer = decoder.architecture.experts, node.metadata_props[EXPERTS_LAYER]
     assert experts is not None
-    layer, scale_type = node.metadata_props[EXPERTS_LAYER], FLOAT_TYPES[recipe.scale_type]
     inputs: list[ir.Value | None] = list(node.inputs[:2])
     shipped: dict[str, Weight] = {}
     points: list[ir.Value] = []
     before: list[ir.Node] = []
     for kind, place in MATRICES.items():
-        old = node.inputs[place]
-        assert old is not None and old.dtype is not None
-        source, label = decoder.weights[layer + kind], str(old.name)
-        rounding = searched(source, form, scale_type) if recipe.quant.round == "search" else None
-        matrix = QuantizedMatrix(source, form, scale_type, rounding, flat=True)
-        shapes = {
-            name: stacked_shape(spec.shape, experts.count) for name, spec in matrix.specs.items()
-        }
-        scales, widen = scale_values(graph, label, matrix, old.dtype, shapes["scales"])
+        source = decoder.weights[layer + kind]
+        matrix = QuantizedMatrix(source, form, *_rounded(source, form, recipe), flat=True)
+        found, zeros, widen = _values(graph, node.inputs[place], matrix, experts.count)
         bias = node.inputs[place + 1] if len(node.inputs) > place + 1 else None
-        inputs += [code_values(graph, label, matrix, shapes["codes"]), scales, bias]
-        points += zero_point_values(graph, label, matrix, shapes.get("zero_points"))
+        inputs += [*found, bias]
+        points += zeros
         before += widen
         shipped[layer + kind] = matrix.dequantized()
-    if points:
-        inputs += [*[None] * (ZERO_POINTS - len(inputs)), *points]
+    inputs += [*[None] * (ZERO_POINTS - len(inputs)), *points] if points else []
     if not experts.normalize:
         weights = _router_weights(node)
         inputs += [*[None] * (ROUTER_WEIGHTS - len(inputs)), weights.outputs[0]]
         before.append(weights)
     _replace(graph, node, inputs, before, form, recipe)
     return shipped
+
+
+def _rounded(
+    source: Weight, form: BlockFormat, recipe: Recipe
+) -> tuple[torch.dtype, Rounding | None]:
+    """Type of the scales, and how codes are found; None: rounded to nearest."""
+    scale_type = FLOAT_TYPES[recipe.scale_type]
+    search = recipe.quant.round == "search"
+    return scale_type, searched(source, form, scale_type) if search else None
+
+
+def _values(
+    graph: ir.Graph, old: ir.Value | None, matrix: QuantizedMatrix, count: int
+) -> tuple[list[ir.Value], list[ir.Value], list[ir.Node]]:
+    """Codes and scales of all experts, their zero points, and the node that casts the scales."""
+    assert old is not None and old.dtype is not None
+    shapes = {name: stacked_shape(spec.shape, count) for name, spec in matrix.specs.items()}
+    label = str(old.name)
+    scales, widen = scale_values(graph, label, matrix, old.dtype, shapes["scales"])
+    codes = code_values(graph, label, matrix, shapes["codes"])
+    points = zero_point_values(graph, label, matrix, shapes.get("zero_points"))
+    return [codes, scales], points, widen
 
 
 def _router_weights(node: ir.Node) -> ir.Node:

@@ -71,19 +71,18 @@ def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | No
 
     A model with experts is not calibrated: its search looks at the weights alone.
     """
-    quant, target, decoder = recipe.quant, recipe.target, artifact.decoder
+    quant, decoder = recipe.quant, artifact.decoder
     head = calibrated.forms.get(HEAD) if calibrated else matrix_format(HEAD, quant)
     shipped, tied = dict(artifact.shipped), tied_format(quant, decoder, head)
     if calibrated:
-        dtype = FLOAT_TYPES[target.float_type]
+        dtype = FLOAT_TYPES[recipe.target.float_type]
         shipped = {name: weight.cast(dtype) for name, weight in calibrated.weights.items()}
         offset = decoder.architecture.norm.offset
         _replace_constants(artifact.model.graph, calibrated.weights, dtype, offset)
+    shipped |= _all_experts(artifact, recipe)
     table: QuantizedMatrix | None = None
     for node in list(artifact.model.graph):
         matrix = node.metadata_props.get(MATRIX)
-        if node.op_type == "MoE" and (form := matrix_format(EXPERTS_DOWN, quant)):
-            shipped |= quantize_experts(artifact.model.graph, node, form, decoder, recipe)
         if matrix is None:
             continue
         form = tied if matrix == EMBEDDING and tied else matrix_format(matrix, quant)
@@ -91,16 +90,32 @@ def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | No
             continue
         shared = table if matrix == HEAD and tied else None
         codes = HEAD if matrix == EMBEDDING and tied else matrix
-        rounding = None
+        source = matrix_weight(matrix, decoder)
+        rounding = _uncalibrated(source, form, recipe, calibrated)
         if calibrated and codes in calibrated.roundings:
             form, rounding = calibrated.forms[codes], calibrated.roundings[codes]
-        source = matrix_weight(matrix, decoder)
-        if calibrated is None and quant.round == "search" and decoder.architecture.experts:
-            rounding = searched(source, form, FLOAT_TYPES[recipe.scale_type])
         made = _replace(artifact.model.graph, node, source, form, recipe, shared, rounding)
         shipped |= split_rows(matrix, made.dequantized(), decoder)
         table = made if matrix == EMBEDDING else table
     return dataclasses.replace(artifact, shipped=shipped)
+
+
+def _all_experts(artifact: Graph, recipe: Recipe) -> dict[str, Weight]:
+    """Quantize the experts of every layer; their matrices as the codes stand for them."""
+    form, graph = matrix_format(EXPERTS_DOWN, recipe.quant), artifact.model.graph
+    found: dict[str, Weight] = {}
+    for node in [node for node in graph if node.op_type == "MoE"]:
+        if form is not None:
+            found |= quantize_experts(graph, node, form, artifact.decoder, recipe)
+    return found
+
+
+def _uncalibrated(
+    source: Weight, form: BlockFormat, recipe: Recipe, calibrated: Calibrated | None
+) -> Rounding | None:
+    """The search of a recipe that nothing was calibrated for; None: rounded to nearest."""
+    search = recipe.quant.round == "search" and calibrated is None
+    return searched(source, form, FLOAT_TYPES[recipe.scale_type]) if search else None
 
 
 def _replace_constants(

@@ -68,9 +68,7 @@ def class_weights(config: Any, named: Mapping[str, Weight]) -> dict[str, Weight]
     return found
 
 
-def _ordered(
-    patterns: Sequence[str], parts: Mapping[str, list[Weight]]
-) -> Iterator[list[Weight]]:
+def _ordered(patterns: Sequence[str], parts: Mapping[str, list[Weight]]) -> Iterator[list[Weight]]:
     yield from (parts[pattern] for pattern in patterns if pattern in parts)
 
 

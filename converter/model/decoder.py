@@ -24,6 +24,7 @@ from converter.model.expert_weights import (
     stacked_experts,
 )
 from converter.model.misfit import FLOATS, Expected, LayoutForm, misfit_problems
+from converter.model.mxfp4_tensors import without_mxfp4
 from converter.model.row_order import compile_row_order
 from converter.model.tensor_kinds import (
     BIAS,
@@ -87,9 +88,8 @@ def build_decoder(checkpoint: Checkpoint, layout: LayoutConfig, arch: Architectu
     Raises:
         ConvertError: what does not fit; see `converter.model.misfit`.
     """
-    raise_if(
-        [*_name_problems(layout), *_block_problems(layout, arch), *row_order_problems(layout)]
-    )
+    checkpoint = without_mxfp4(checkpoint)
+    raise_if([*_name_problems(layout), *_block_problems(layout, arch), *row_order_problems(layout)])
     checkpoint = replace(checkpoint, tensors=_renamed(checkpoint.tensors, layout))
     arch = _untied(checkpoint.tensors, layout, arch)
     named = published_names(layout, arch)
@@ -160,15 +160,15 @@ NEEDED_SHARED = (
 
 def _block_problems(layout: LayoutConfig, arch: Architecture) -> Iterator[Problem]:
     """Blocks of the graph whose tensors the description does not name, and the other way round."""
-    for section, needed in zip(("tensors", "layer_tensors"), NEEDED, strict=True):
+    for section, all_needed in zip(("tensors", "layer_tensors"), NEEDED, strict=True):
         named = {name for name, value in getattr(layout, section).items() if value is not None}
-        for names in needed:
+        for names in all_needed:
             if not named & {*names}:
                 yield _unnamed(section, names[0], "every decoder has it")
     inside = {name for name, value in layout.layer_tensors.items() if value is not None}
-    for names, why in _feed_forward_needs(inside, arch):
-        if not inside & {*names}:
-            yield _unnamed("layer_tensors", names[0], why)
+    for needed, why in _feed_forward_needs(inside, arch):
+        if not inside & {*needed}:
+            yield _unnamed("layer_tensors", needed[0], why)
     if arch.experts is None and inside & MIXTURE:
         yield _unnamed("layer_tensors", "router", "a description with experts has one")
     wanted, key = arch.attention.qk_norm != "none", "graph.attention.qk_norm"

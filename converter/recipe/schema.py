@@ -184,7 +184,7 @@ class FeedForwardConfig:
 
 @dataclass
 class ExpertsConfig:
-    """Experts in the place of the feed-forward block (arXiv 2101.03961), where a router is named."""
+    """Experts in the place of the feed-forward (arXiv 2101.03961), where a router is named."""
 
     count: Value = "config.num_local_experts | config.num_experts"
     """Experts of a layer."""

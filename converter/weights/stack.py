@@ -14,6 +14,7 @@ import torch
 from converter.weights.safetensors_file import FileWeight
 from converter.weights.weight import TILE_VALUES, Weight
 
+
 def flatten_stack(stack: Weight) -> Weight:
     """(E, R, …) as (E·R, …): the rows of the matrices, one matrix after the other."""
     count, rows, *rest = stack.shape
