@@ -134,15 +134,26 @@ def precision(recipe: Piece) -> str:
 def parameters(config: Mapping[str, Any]) -> str:
     """The number of a decoder's weights, such as `7.7 B`; empty without a config."""
     try:
-        hidden, inner = config["hidden_size"], config["intermediate_size"]
-        heads = config["num_attention_heads"]
-        groups = config.get("num_key_value_heads", heads) / heads
-        layer = hidden * hidden * (2 + 2 * groups) + 3 * hidden * inner + 2 * hidden
+        hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        head_dim = config.get("head_dim") or hidden / heads
+        attention = 2 * hidden * head_dim * (heads + config.get("num_key_value_heads", heads))
+        layer = attention + _feed_forward(config) + 2 * hidden
         tables = 1 if config.get("tie_word_embeddings") else 2
         count = config["num_hidden_layers"] * layer + tables * config["vocab_size"] * hidden
     except (KeyError, TypeError, ZeroDivisionError):
         return ""
     return f"{count / 1e9:.1f} B" if count >= 1e8 else f"{count / 1e6:.1f} M"
+
+
+def _feed_forward(config: Mapping[str, Any]) -> float:
+    """Weights of a layer's feed-forward block, or of its router and experts."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    experts = config.get("num_local_experts") or config.get("num_experts")
+    if not experts:
+        return float(3 * hidden * inner)
+    each = config.get("moe_intermediate_size") or inner
+    shared = config.get("shared_expert_intermediate_size") or 0
+    return float(experts * (3 * each + 1) * hidden + 3 * shared * hidden)
 
 
 def _print_recipes(words: Sequence[str]) -> None:
