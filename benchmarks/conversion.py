@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,20 @@ class Measured:
 
 
 def measure(name: str, command: Sequence[str], output: Path) -> Measured:
-    """Run a command and measure it; its output goes to a log beside `output`."""
+    """Run a command and measure it with the folder that it makes, which is removed then.
+
+    What it prints goes to a log beside `output`.
+    """
     shutil.rmtree(output, ignore_errors=True)
-    log, cache = output.with_suffix(".log"), output.with_suffix(".cache")
+    found = measure_process(name, command, output.with_suffix(".log"))
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    shutil.rmtree(output)
+    return replace(found, size=size)
+
+
+def measure_process(name: str, command: Sequence[str], log: Path) -> Measured:
+    """Run a command and measure it; what it prints goes to `log`."""
+    cache = log.with_suffix(".cache")
     shutil.rmtree(cache, ignore_errors=True)
     environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
     environment |= {"CONVERT_CACHE": str(cache)}
@@ -72,10 +83,8 @@ def measure(name: str, command: Sequence[str], output: Path) -> Measured:
     seconds = time.perf_counter() - start
     if status:
         raise SystemExit(f"{name} failed:\n{log.read_text()[-2000:]}")
-    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    shutil.rmtree(output)
     shutil.rmtree(cache, ignore_errors=True)
-    return Measured(name, seconds, usage.ru_maxrss * 1024, size)
+    return Measured(name, seconds, usage.ru_maxrss * 1024, 0)
 
 
 def write_inputs(model: str, tokenizer: Path | None, work: Path, twin: bool) -> tuple[Path, Path]:

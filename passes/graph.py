@@ -38,4 +38,5 @@ class BuildGraph(Pass[Decoder, Graph]):
         return build_graph(artifact, run.recipe)
 
     def ensures(self, given: Graph, run: Run) -> Iterable[Problem]:
-        return kernel_problems(given.model, run.recipe.target)
+        quantizes = run.recipe.quant.round != "none"  # and then QMoE takes the place of MoE
+        return kernel_problems(given.model, run.recipe.target, ("MoE",) if quantizes else ())

@@ -43,7 +43,14 @@ class QuantizeCache(Pass[Graph, Graph]):
         return recipe.target.kv_cache == "int8"
 
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
-        if decoder is not None:
+        if decoder is not None and decoder.architecture.experts is not None:
+            yield Problem(
+                "target.kv_cache=int8, and the model has experts, which are not calibrated.",
+                "keys and values in float",
+                "set target.kv_cache=float",
+                key=("target.kv_cache",),
+            )
+        elif decoder is not None:
             yield from stage_problems(decoder, "target.kv_cache=float")
         try:
             load_text(recipe.calibration.text, half="calibration")

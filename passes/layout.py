@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from converter.engine.contract import Done, Pass, Run
 from converter.errors import together_with
 from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.config_view import TEXT_SECTION
 from converter.model.decoder import Decoder, build_decoder
+from converter.model.experts import Experts
 from converter.model.kind import kind_problems
 
 
@@ -37,10 +40,12 @@ class Layout(Pass[Checkpoint, Decoder]):
                 f"Left out {len(decoder.ignored)} tensors beside the language model, such as "
                 f"{decoder.ignored[0]}: the folder reads text alone."
             )
+        experts = f", {arch.experts.said}" if arch.experts else ""
         return Done(
             decoder,
+            _expert_facts(arch.experts) if arch.experts else {},
             summary=f"{arch.num_hidden_layers} layers, hidden size {arch.hidden_size}, "
-            f"{arch.num_attention_heads} heads, {arch.num_key_value_heads} KV heads",
+            f"{arch.num_attention_heads} heads, {arch.num_key_value_heads} KV heads{experts}",
         )
 
     def preview(self, artifact: Checkpoint, run: Run) -> Decoder:
@@ -48,3 +53,13 @@ class Layout(Pass[Checkpoint, Decoder]):
         with together_with(kind_problems(artifact.config, layout)):
             arch = read_architecture(artifact.config, run.recipe)
         return build_decoder(artifact, layout, arch)
+
+
+def _expert_facts(experts: Experts) -> dict[str, Any]:
+    """What the lock file says of experts, and `convert explain` after it."""
+    return {
+        "experts": experts.count,
+        "experts_per_token": experts.per_token,
+        "layers_with_experts": sum(experts.layers),
+        "shared_expert": experts.shared_intermediate_size > 0,
+    }

@@ -11,10 +11,12 @@ from converter.errors import ConvertError, Problem
 from converter.graph.formats import budget_problems, indivisible
 from converter.graph.graph import Graph
 from converter.graph.kernels import kernel_problems
+from converter.graph.matrices import matrix_format
 from converter.graph.quantized_operators import quantized_graph
 from converter.machine.disk import Room
 from converter.model.checkpoint import TOKENIZERS
 from converter.model.decoder import Decoder
+from converter.model.tensor_kinds import EXPERTS_DOWN
 from converter.recipe.schema import QuantConfig, Recipe
 from converter.storage.cache import FOLDER_VARIABLE, Cache, cache_folder
 from converter.text.texts import load_text
@@ -62,7 +64,7 @@ class Quantize(Pass[Graph, Graph]):
     def run(self, artifact: Graph, run: Run) -> Done[Graph]:
         if not _calibrates(run.recipe, artifact.decoder):
             quantized = self.preview(artifact, run)
-            return Done(quantized, summary=_operators(quantized))
+            return Done(quantized, _expert_facts(quantized, run.recipe), _operators(quantized))
         from converter.calibration.calibrate import calibrate
 
         calibrated = calibrate(
@@ -92,6 +94,16 @@ def _operators(graph: Graph) -> str:
     )
 
 
+def _expert_facts(graph: Graph, recipe: Recipe) -> dict[str, str]:
+    """In which form the folder holds experts; nothing of a model without them."""
+    if graph.decoder.architecture.experts is None:
+        return {}
+    form = matrix_format(EXPERTS_DOWN, recipe.quant)
+    held = f"int{form.bits}, block {form.block_size}" if form else recipe.target.float_type
+    search = ", searched on the weights alone" if recipe.quant.round == "search" else ""
+    return {"experts": held + (search if form else "")}
+
+
 def _calibrates(recipe: Recipe, decoder: Decoder) -> bool:
     """Whether the scheme looks at activations; with experts, a search looks at weights alone."""
     return recipe.quant.calibrated and decoder.architecture.experts is None
@@ -99,12 +111,19 @@ def _calibrates(recipe: Recipe, decoder: Decoder) -> bool:
 
 def _uncalibrated_problems(quant: QuantConfig) -> Iterator[Problem]:
     """Schemes for which the layers would have to be calibrated, which experts are not yet."""
-    if quant.mixed or quant.smooth != "none" or quant.round == "gptq":
+    if quant.mixed:
+        yield Problem(
+            "The recipe states a budget for the weights, and the model has experts.",
+            "one format for all experts, and no budget",
+            "set quant.target_size=null quant.bits_per_weight=null",
+            key=("quant.target_size", "quant.bits_per_weight"),
+        )
+    if quant.smooth != "none" or quant.round == "gptq":
         yield Problem(
             "The recipe calibrates, and the model has experts.",
             "codes that follow from the weights alone: rtn or search",
             "add quant=search, or quant=rtn",
-            key=("quant.round", "quant.smooth", "quant.target_size", "quant.bits_per_weight"),
+            key=("quant.round", "quant.smooth"),
         )
 
 

@@ -229,6 +229,7 @@ FAMILIES: dict[str, Family] = {
         SIZES
         | WINDOW
         | {"num_local_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 160}
+        | {"swiglu_limit": 1.0}
         | _rope(
             "yarn",
             factor=4.0,

@@ -69,6 +69,8 @@ def _model(plan: Plan) -> Iterator[str]:
         f"{arch.num_attention_heads} heads, {arch.num_key_value_heads} KV heads, "
         f"vocabulary {arch.vocab_size}",
     )
+    if arch.experts is not None:
+        yield _row("", f"{sum(arch.experts.layers)} layers with {arch.experts.said}")
 
 
 def _source(plan: Plan, origin: Mapping[str, object]) -> str:

@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass
 
 from converter.graph.formats import candidate_formats
 from converter.graph.matrices import graph_matrices, matrix_format
+from converter.graph.names import layer_prefix
 from converter.model.decoder import Decoder
+from converter.model.tensor_kinds import EXPERTS_DOWN, EXPERTS_GATE_UP
 from converter.quantization.mixed import matrix_bytes
 from converter.quantization.quantized_matrix import QuantizedMatrix
 from converter.recipe.schema import EvaluateConfig, Recipe
@@ -72,9 +74,31 @@ def session_memory(nbytes: int) -> int:
 
 
 def reference_memory(decoder: Decoder) -> int:
-    """Bytes that the reference takes: a layer in float32, and its largest matrix being read."""
-    layer = _first_layer(decoder)
+    """Bytes that the reference takes: a layer in float32, and its largest matrix being read.
+
+    Of experts it holds one at a time.
+    """
+    layer = max((_read_values(decoder, n) for n in _distinct_layers(decoder)), key=sum)
     return sum(layer) * FLOAT + max(layer) * DEQUANTIZE_BYTES
+
+
+def _distinct_layers(decoder: Decoder) -> list[int]:
+    """A layer of each kind: without experts, and with them."""
+    experts = decoder.architecture.experts
+    if experts is None:
+        return [0]
+    return [experts.layers.index(kind) for kind in (False, True) if kind in experts.layers]
+
+
+def _read_values(decoder: Decoder, layer: int) -> list[int]:
+    """Values of what is held of a layer's tensors while it is computed."""
+    experts, prefix = decoder.architecture.experts, layer_prefix(layer)
+    count = 1 if experts is None else experts.count
+    return [
+        item.numel // (count if name.removeprefix(prefix) in (EXPERTS_GATE_UP, EXPERTS_DOWN) else 1)
+        for name, item in decoder.weights.items()
+        if name.startswith(prefix)
+    ]
 
 
 def evaluation_memory(config: EvaluateConfig, decoder: Decoder, nbytes: int) -> int:

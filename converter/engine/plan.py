@@ -16,13 +16,14 @@ from converter.engine.contract import Pass, Run
 from converter.engine.execution import find_problems, order_problems, rooms
 from converter.errors import ConvertError, Problem, raise_if
 from converter.graph.graph import Graph
-from converter.graph.names import DATA_FILE, MATRIX, MODEL_FILE
+from converter.graph.names import DATA_FILE, EXPERTS_LAYER, MATRIX, MODEL_FILE
 from converter.graph.tensors import WeightTensor, model_weights
 from converter.machine.disk import Room, free_bytes
 from converter.machine.memory import process_memory
 from converter.model.architecture import Architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.decoder import Decoder
+from converter.model.tensor_kinds import EXPERTS_DOWN, EXPERTS_GATE_UP
 from converter.output.model_writer import write_graph
 from converter.output.place import output_folder
 from converter.quantization.quantized_matrix import QuantizedMatrix
@@ -227,14 +228,31 @@ def _matrices(graph: Graph) -> Iterator[MatrixPlan]:
     for node in graph.model.graph:
         kind = node.metadata_props.get(MATRIX)
         if kind is not None:
-            counts[_matrix(kind.rpartition(".")[2], node)] += 1
+            counts[_matrix(kind.rpartition(".")[2], node.op_type, _weight_of(node))] += 1
+        if EXPERTS_LAYER in node.metadata_props:
+            counts.update(_experts(node))
     for plan, count in counts.items():
         yield dataclasses.replace(plan, count=count, nbytes=count * plan.nbytes)
 
 
-def _matrix(kind: str, node: ir.Node) -> MatrixPlan:
-    weight = _weight_of(node)
-    operator = node.op_type
+def _experts(node: ir.Node) -> Iterator[MatrixPlan]:
+    """The matrices of all experts of a layer."""
+    weights = [
+        value.const_value.weight
+        for value in node.inputs
+        if value is not None and isinstance(value.const_value, WeightTensor)
+    ]
+    matrices = [weight for weight in weights if len(weight.shape) > 1 and _is_first(weight)]
+    for kind, weight in zip((EXPERTS_GATE_UP, EXPERTS_DOWN), matrices, strict=True):
+        yield _matrix(kind, node.op_type, weight)
+
+
+def _is_first(weight: Weight) -> bool:
+    """Whether a weight stands for its matrix: it is no scales and no zero points."""
+    return not isinstance(weight, GroupPart) or weight.name == "codes"
+
+
+def _matrix(kind: str, operator: str, weight: Weight) -> MatrixPlan:
     if isinstance(weight, GroupPart) and isinstance(weight.group, QuantizedMatrix):
         group = weight.group
         form = group.form

@@ -5,7 +5,7 @@ The CPU's list is read from the installed runtime, the others' stand in converte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -58,10 +58,16 @@ def missing_kernels(model: ir.Model, provider: str, float_type: str) -> Iterator
             yield op
 
 
-def kernel_problems(model: ir.Model, target: TargetConfig) -> Iterator[Problem]:
-    """Operators of the graph that the target's execution provider has no kernel for."""
+def kernel_problems(
+    model: ir.Model, target: TargetConfig, replaced: Collection[str] = ()
+) -> Iterator[Problem]:
+    """Operators of the graph that the target's execution provider has no kernel for.
+
+    A later pass replaces those of the types `replaced`.
+    """
     provider, float_type = target.execution_provider, target.float_type
-    for op in missing_kernels(model, provider, float_type):
+    missing = missing_kernels(model, provider, float_type)
+    for op in (op for op in missing if op not in replaced):
         yield Problem(
             f"The graph holds {op} in {float_type}, which has no kernel on {provider}.",
             "operators that the execution provider runs (converter/providers.py)",

@@ -29,6 +29,12 @@ class Experts:
     limit: float | None = None
     """None means no bound."""
 
+    @property
+    def said(self) -> str:
+        """How many experts a layer has, such as `8 experts, 2 for each token`."""
+        shared = ", and one for all" if self.shared_intermediate_size else ""
+        return f"{self.count} experts, {self.per_token} for each token{shared}"
+
 
 def read_experts(
     values: Values, description: Description, layers: int, activation: str

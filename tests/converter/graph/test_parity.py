@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from descriptions import described
@@ -63,6 +64,15 @@ PARENTS = {
     "hyperclovax": ("granite", "names no tensor for model.layers.0.post_norm1.weight"),
     "vaultgemma": ("gemma", "lacks the tensor model.layers.0.post_attention_layernorm.weight"),
     "ernie4_5": ("llama", FELT),
+    "mixtral": ("llama", "lacks the tensor model.layers.0.mlp.gate_proj.weight"),
+    "mixtral_window": ("granite_moe", "lacks the tensor model.layers.0.block_sparse_moe.input"),
+    "qwen3_moe": ("olmoe", "q_norm.weight has shape (32,)"),
+    "qwen3_moe_some_dense": ("qwen3", "lacks the tensor model.layers.3.mlp.gate_proj.weight"),
+    "qwen2_moe": ("qwen2", "lacks the tensor model.layers.0.mlp.gate_proj.weight"),
+    "olmoe": ("olmo2", "lacks the tensor model.layers.0.post_feedforward_layernorm.weight"),
+    "granite_moe": ("mixtral", "lacks the tensor model.layers.0.block_sparse_moe.gate.weight"),
+    "granite_moe_shared": ("granite_moe", "shared_mlp.input_linear.weight (144, 96)"),
+    "gpt_oss": ("mixtral", "lacks the tensor model.layers.0.block_sparse_moe.gate.weight"),
 }
 """Families, a description that almost fits, and why it is refused, or that only logits tell."""
 
@@ -96,6 +106,84 @@ def test_a_wrong_description_is_refused_or_felt(name: str, tmp_path: Path) -> No
     else:
         with pytest.raises(ConvertError, match=re.escape(outcome)):
             error_of(name, recipe, tmp_path)
+
+
+CHANGES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "Qwen3-MoE without normalization": ("qwen3_moe", {"normalize": False}, FELT),
+    "OLMoE with normalization": ("olmoe", {"normalize": True}, FELT),
+    "Mixtral with one expert": ("mixtral", {"per_token": 1}, FELT),
+    "gpt-oss as the usual SwiGLU": ("gpt_oss", {"alpha": 1, "beta": 0}, FELT),
+    "gpt-oss without a limit": ("gpt_oss", {"limit": None}, FELT),
+    "Qwen3-MoE with experts everywhere": (
+        "qwen3_moe_some_dense",
+        {"step": 1, "dense_layers": None},
+        "lacks the tensor model.layers.0.mlp.gate.weight",
+    ),
+}
+"""Families, wrong numbers of their experts, and why they are refused, or that only logits tell."""
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_wrong_numbers_of_experts_are_refused_or_felt(change: str, tmp_path: Path) -> None:
+    family, values, outcome = CHANGES[change]
+    recipe = all_logits(described(FAMILIES[family].architecture))
+    graph = replace(recipe.graph, experts=replace(recipe.graph.experts, **values))
+    wrong = replace(recipe, graph=graph, layout=replace(recipe.layout, without_effect=["*"]))
+    if outcome == FELT:
+        assert error_of(family, wrong, tmp_path) > 0.05
+    else:
+        with pytest.raises(ConvertError, match=re.escape(outcome)):
+            error_of(family, wrong, tmp_path)
+
+
+TENSORS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "gpt-oss without sinks": (
+        "gpt_oss",
+        {"layer_tensors": {"sinks": None}},
+        "model.layers.0.self_attn.sinks (6,), and 2 more of its kind has no place",
+    ),
+    "gpt-oss with sinks ignored": (
+        "gpt_oss",
+        {"layer_tensors": {"sinks": None}, "ignored": ["*.sinks"]},
+        "names no tensor for model.layers.0.self_attn.sinks in 3 layers",
+    ),
+    "gpt-oss without the experts' biases": (
+        "gpt_oss",
+        {"layer_tensors": {"expert_down_proj_bias": None}},
+        "experts.down_proj_bias (6, 96), and 2 more of its kind has no place",
+    ),
+    "gpt-oss not transposed": ("gpt_oss", {"transposed": []}, "has shape (6, 96, 320)"),
+    "gpt-oss in halves": ("gpt_oss", {"row_order": {}}, FELT),
+    "Qwen2-MoE without the shared expert's gate": (
+        "qwen2_moe",
+        {"layer_tensors": {"shared_expert_gate": None}},
+        "shared_expert_gate.weight (1, 96), and 2 more of its kind has no place",
+    ),
+    "Mixtral with gate and up exchanged": (
+        "mixtral",
+        {
+            "layer_tensors": {
+                "expert_gate_proj": "block_sparse_moe.experts.{expert}.w3",
+                "expert_up_proj": "block_sparse_moe.experts.{expert}.w1",
+            }
+        },
+        FELT,
+    ),
+}
+"""The same of their tensors."""
+
+
+@pytest.mark.parametrize("change", TENSORS)
+def test_wrong_tensors_of_experts_are_refused_or_felt(change: str, tmp_path: Path) -> None:
+    family, values, outcome = TENSORS[change]
+    recipe = all_logits(described(FAMILIES[family].architecture))
+    named = {**recipe.layout.layer_tensors, **values.get("layer_tensors", {})}
+    wrong = replace(recipe, layout=replace(recipe.layout, **values | {"layer_tensors": named}))
+    if outcome == FELT:
+        assert error_of(family, wrong, tmp_path) > 0.05
+    else:
+        with pytest.raises(ConvertError, match=re.escape(outcome)):
+            error_of(family, wrong, tmp_path)
 
 
 def test_a_description_that_is_as_right_is_not_refused(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from converter.errors import ConvertError
 from converter.model import transformers_model
-from converter.model.transformers_model import TransformersModel, Vocabulary
-from converter.weights.weight import TensorWeight, Weight
+from converter.model.transformers_model import ExpertParameter, TransformersModel, Vocabulary
+from converter.weights.weight import ComputedWeight, TensorWeight, Weight
 
 pytestmark = pytest.mark.slow
 TOKENS, VOCAB = 40, VOCABULARY
@@ -260,7 +260,7 @@ def test_shapes_may_alternate_and_longer_sequences_leave_no_trace() -> None:
     assert torch.equal(found.hidden_states(IDS[:, :20]), expected)
 
 
-@pytest.mark.parametrize("name", ["llama_wide", "gpt_oss"])
+@pytest.mark.parametrize("name", ["llama_wide", "stablelm"])
 def test_the_parameters_of_one_layer_are_present_at_once(name: str) -> None:
     found, model = pair_of(name)
     layer = sum(p.numel() for p in model.base_model.layers[0].parameters())
@@ -278,6 +278,30 @@ def test_the_parameters_of_one_layer_are_present_at_once(name: str) -> None:
     with found.layer(1) as module:
         assert not any(parameter.is_meta for parameter in module.parameters())
     assert all(parameter.is_meta for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["mixtral", "granitemoe", "gpt_oss", "qwen2_moe"])
+def test_of_experts_one_is_read_at_a_time(name: str) -> None:
+    model = plain_model(AutoConfig.for_model(CASES[name][0], **CASES[name][1]))
+    asked: list[tuple[int, int]] = []
+
+    def counted(weight: Weight) -> Weight:
+        def compute(start: int, stop: int) -> torch.Tensor:
+            asked.append((start, stop))
+            return weight.rows(start, stop)
+
+        stacked = len(weight.shape) == 3
+        return ComputedWeight(weight.shape, weight.dtype, compute, "") if stacked else weight
+
+    weights = {key: counted(weight) for key, weight in weights_of(model).items()}
+    found = made(model.config, weights)
+    with torch.no_grad():
+        expected = model(IDS, use_cache=False).logits
+    assert near(found.logits(found.hidden_states(IDS)), expected)
+    assert asked and all(stop - start == 1 for start, stop in asked)
+    with found.layer(1) as module:
+        pass
+    assert not [m for m in module.modules() for v in vars(m).values() if type(v) is ExpertParameter]
 
 
 def test_large_models_are_built_without_their_parameters() -> None:
