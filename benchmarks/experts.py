@@ -39,12 +39,12 @@ def planned_peak(words: list[str]) -> int:
 def run(recipe: str, layers: int, work: Path) -> Iterator[tuple[int, Measured]]:
     """The planned peak and what was measured of each variant, after writing the checkpoint."""
     folder, convert = work / "checkpoint", [sys.executable, "-m", "converter.cli.main"]
+    written = Measured("the checkpoint", 0, 0, 0)
     if not folder.exists():
         sizes = f"model.config.num_hidden_layers={layers}"
         command = [*convert, "synth", str(folder), f"recipe={recipe}", sizes]
         written = measure_process("writing the checkpoint", command, work / "synth.log")
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        yield 0, replace(written, size=size)
+    yield 0, replace(written, size=sum(path.stat().st_size for path in folder.iterdir()))
     for name, words in VARIANTS.items():
         output = work / "result"
         everything = [f"recipe={recipe}", f"source.path='{folder}'", f"output='{output}'", *words]

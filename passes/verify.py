@@ -7,7 +7,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from converter.engine.contract import Done, Pass, Run
-from converter.engine.estimates import RUNTIME_BYTES, reference_memory, session_memory
+from converter.engine.estimates import (
+    RUNTIME_BYTES,
+    expert_bytes,
+    reference_memory,
+    session_memory,
+)
 from converter.errors import Problem, raise_if
 from converter.evaluation.verification import (
     INT8_ACTIVATIONS,
@@ -16,6 +21,7 @@ from converter.evaluation.verification import (
     compare_first_layers,
     compare_generation,
     compare_past_window,
+    compared_layers,
     precision,
 )
 from converter.graph.form import context_length
@@ -69,19 +75,22 @@ class Verify(Pass[Package, Package]):
     def peak_memory(self, graph: Graph, recipe: Recipe) -> int | None:
         weights = model_weights(graph.model)
         whole = data_size(place_tensors(weights))
+        reference = RUNTIME_BYTES + reference_memory(graph.decoder)
         if whole <= recipe.verify.max_bytes:  # the session is gone when the reference begins
-            return max(session_memory(whole), RUNTIME_BYTES + reference_memory(graph.decoder))
-        embedding = plain_initializer(EMBEDDING)  # what it is quantized to has a longer name
-        outside = sum(w.nbytes for name, w in weights.items() if name.startswith(embedding))
-        layer = sum(w.nbytes for name, w in weights.items() if is_of_layer(name, 0))
-        cut = outside + recipe.verify.first_layers * layer
-        return session_memory(cut) + reference_memory(graph.decoder)
+            return max(session_memory(whole) + expert_bytes(weights), reference)
+        # What the embedding is quantized to has a longer name than itself.
+        kept = {n: w for n, w in weights.items() if n.startswith(plain_initializer(EMBEDDING))}
+        for layer in range(compared_layers(graph, recipe.verify)):
+            kept |= {name: w for name, w in weights.items() if is_of_layer(name, layer)}
+        cut = sum(weight.nbytes for weight in kept.values())
+        return max(session_memory(cut) + expert_bytes(kept), reference)
 
     def run(self, artifact: Package, run: Run) -> Done[Package]:
         verify, recipe, cost = run.recipe.verify, run.recipe, None
         layers = artifact.graph.decoder.architecture.num_hidden_layers
         if artifact.nbytes > verify.max_bytes and layers > 1:
-            comparison = compare_first_layers(artifact, recipe, verify.first_layers)
+            count = compared_layers(artifact.graph, verify)
+            comparison = compare_first_layers(artifact, recipe, count)
         else:
             comparison, cost = compare_generation(artifact, recipe)
         compared = [item for item in (comparison, compare_past_window(artifact)) if item]

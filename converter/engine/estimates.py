@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from converter.graph.formats import candidate_formats
@@ -71,6 +71,20 @@ def _tile_memory(weight: Weight) -> int:
 def session_memory(nbytes: int) -> int:
     """Bytes that the runtime takes for a model whose weights have `nbytes`."""
     return RUNTIME_BYTES + round(SESSION_COPIES * nbytes)
+
+
+def expert_bytes(weights: Mapping[str, Weight]) -> int:
+    """Bytes of quantized experts, which a session holds twice: mapped, and as kernels want them.
+
+    Args:
+        weights: a graph's initializers by name.
+    """
+    names = {kind.replace("_", ".", 1) for kind in (EXPERTS_GATE_UP, EXPERTS_DOWN)}
+    return sum(
+        weight.nbytes
+        for name, weight in weights.items()
+        if isinstance(weight, GroupPart) and any(f".moe.{kind}." in name for kind in names)
+    )
 
 
 def reference_memory(decoder: Decoder) -> int:

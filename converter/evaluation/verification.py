@@ -17,12 +17,13 @@ import torch
 from converter.evaluation.runtime_logits import model_inputs
 from converter.graph.cpu_model import cut_model
 from converter.graph.graph import Graph
-from converter.graph.names import MODEL_FILE
+from converter.graph.names import MODEL_FILE, is_of_layer
+from converter.graph.tensors import model_weights
 from converter.machine.memory import return_memory
 from converter.model.reference import Reference
 from converter.output.package import Package
 from converter.providers import CPU
-from converter.recipe.schema import Recipe
+from converter.recipe.schema import Recipe, VerifyConfig
 from converter.runtime.cpu_folder import (
     cpu_copy,
     forced_logits,
@@ -124,19 +125,44 @@ def compare_past_window(package: Package) -> Comparison | None:
     return Comparison(found.found[window:], found.expected[window:], found.what)
 
 
+def compared_layers(graph: Graph, verify: VerifyConfig) -> int:
+    """How many layers of a large folder are compared: `verify.first_layers`.
+
+    With experts as few as hold a quarter of `verify.max_bytes`, and at least up to the first that
+    has experts: the runtime takes twice their bytes.
+    """
+    experts = graph.decoder.architecture.experts
+    if experts is None or not any(experts.layers):
+        return verify.first_layers
+    weights, count = model_weights(graph.model), experts.layers.index(True) + 1
+    sizes = [
+        sum(weight.nbytes for name, weight in weights.items() if is_of_layer(name, layer))
+        for layer in range(min(verify.first_layers, len(experts.layers)))
+    ]
+    while count < len(sizes) and sum(sizes[: count + 1]) <= verify.max_bytes / 4:
+        count += 1
+    return count
+
+
 def _compare_layers(package: Package, ids: list[int], layers: int, what: str) -> Comparison:
+    found = _states(package.folder, ids, layers)  # its session is gone before the reference begins
+    expected = _reference(package.graph).hidden_states(torch.tensor([ids]), layers)
+    return Comparison(found, expected[0], what)
+
+
+def _states(folder: Path, ids: list[int], layers: int) -> torch.Tensor:
+    """float32 hidden states (tokens, hidden_size) after the first `layers` of a folder's graph."""
     import numpy as np
     import onnxruntime
 
-    cut = package.folder / CUT_MODEL
+    cut = folder / CUT_MODEL
     try:
-        cut_model(package.folder / MODEL_FILE, cut, layers)
+        cut_model(folder / MODEL_FILE, cut, layers)
         session = onnxruntime.InferenceSession(str(cut), providers=[CPU.onnxruntime_name])
         (found,) = session.run(None, model_inputs(session, np.asarray(ids)))
     finally:
         cut.unlink(missing_ok=True)
-    expected = _reference(package.graph).hidden_states(torch.tensor([ids]), layers)
-    return Comparison(torch.from_numpy(found)[0].float(), expected[0], what)
+    return torch.from_numpy(found)[0].float()
 
 
 def _cost(exact: torch.Tensor, shipped: torch.Tensor) -> ActivationCost:

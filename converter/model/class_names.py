@@ -77,7 +77,7 @@ def _raise_unknown(target: str, operations: Sequence[Any]) -> None:
     if names not in ([MERGED], [MERGED, JOINED]):
         raise ConvertError(
             Problem(
-                f"transformers makes {target} by {', '.join(names)}.",
+                f"The class's {target} is made by transformers' {', '.join(names)}.",
                 f"{MERGED}, or {MERGED} and {JOINED}, which the reference follows",
                 "choose another model, or report this",
             )

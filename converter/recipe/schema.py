@@ -386,7 +386,7 @@ class VerifyConfig:
     max_bytes: float = 4e9
     """A folder of more bytes than this is compared on its first layers only."""
     first_layers: int = 2
-    """How many layers that are."""
+    """How many layers that are; of a model with experts fewer, where they are large."""
     max_text_differences: float = 0.1
     """Largest share of the hard texts that the runtime may read to other token ids than the
     checkpoint's tokenizer does; compared where onnxruntime-genai is installed."""

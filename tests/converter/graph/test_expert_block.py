@@ -50,7 +50,7 @@ def test_biases_are_inputs_and_absent_ones_are_left_out() -> None:
 
 def test_sinks_are_the_twelfth_input_of_attention() -> None:
     graph = graph_of("gpt_oss")
-    nodes = [node for node in graph.model.graph if node.op_type == "GroupQueryAttention"]
+    nodes: list[Any] = [n for n in graph.model.graph if n.op_type == "GroupQueryAttention"]
     assert [tuple(node.inputs[11].const_value.shape) for node in nodes] == [(6,)] * 3
     others = [n for n in graph_of("mixtral").model.graph if n.op_type == "GroupQueryAttention"]
     assert all(len(node.inputs) < 12 for node in others)

@@ -43,5 +43,5 @@ def test_another_conversion_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         conversion_mapping, "get_checkpoint_conversion_mapping", lambda _: [converter]
     )
     weights = {f"experts.{n}.w.weight": TensorWeight(torch.zeros(2, 3)) for n in range(2)}
-    with pytest.raises(ConvertError, match="by MergeModulelist, Transpose"):
+    with pytest.raises(ConvertError, match="transformers' MergeModulelist, Transpose"):
         class_weights(SimpleNamespace(model_type="x"), dict(weights))

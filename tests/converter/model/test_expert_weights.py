@@ -20,9 +20,12 @@ NAMES = ["mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "granite_moe", "gpt_oss"]
 
 def own(name: str, part: str) -> torch.Tensor:
     """transformers' parameter of layer 1, stacked."""
-    found = [p for n, p in random_model(FAMILIES[name]).named_parameters() if n.endswith(f"1.{part}")]
+    found = [
+        p for n, p in random_model(FAMILIES[name]).named_parameters() if n.endswith(f"1.{part}")
+    ]
     assert len(found) == 1
-    return found[0].data
+    stack: torch.Tensor = found[0].data
+    return stack
 
 
 def part_of(name: str) -> str:
