@@ -401,6 +401,9 @@ def _plain_config(config: Any) -> Any:
     for name in ("output_router_logits", "output_hidden_states", "output_attentions"):
         if getattr(found, name, False):
             setattr(found, name, False)
+    padding, rows = getattr(found, "pad_token_id", None), getattr(found, "vocab_size", None)
+    if isinstance(padding, int) and isinstance(rows, int) and padding >= rows:
+        found.pad_token_id = None  # the class would refuse to be made; only gradients read it
     found._experts_implementation = "eager"  # a loop over the experts, which reads one at a time
     return found
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 WORKER = "converter.speed.benchmark_worker"
+EXPERTS = ("MoE", "QMoE")
+"""Operators that read some of their matrices' parts."""
 TABLES = ("Gather", "GatherBlockQuantized")
 """Operators that read single rows of their weight."""
 CONFIG = "genai_config.json"
@@ -177,7 +179,7 @@ def bytes_per_token(folder: Path, context: int) -> int:
 
 
 def graph_bytes_per_token(graph: ir.Graph, context: int, head_size: int) -> int:
-    """Every matrix whole, and keys and values of the context.
+    """Every matrix whole, of experts those that a token has, and keys and values of the context.
 
     Rows of an embedding and of the cos/sin caches are left out: one of each is read.
     """
@@ -187,8 +189,19 @@ def graph_bytes_per_token(graph: ir.Graph, context: int, head_size: int) -> int:
         readers = {node.op_type for node, _ in used.uses()} - set(TABLES)
         if value.const_value is not None and readers - {"GroupQueryAttention", "RotaryEmbedding"}:
             assert used.dtype is not None
-            total += value.const_value.size * used.dtype.bitwidth // 8
+            nbytes = value.const_value.size * used.dtype.bitwidth // 8
+            total += round(nbytes * _share_of_experts(value, used))
     return total
+
+
+def _share_of_experts(value: ir.Value, used: ir.Value) -> float:
+    """Which share of a stack of experts a token reads; 1 for any other matrix."""
+    for node, _ in used.uses():
+        if node.op_type in EXPERTS and value.shape is not None:
+            count = value.shape[0]
+            assert isinstance(count, int)
+            return node.attributes["k"].as_int() / count
+    return 1.0
 
 
 def _widened(value: ir.Value) -> ir.Value:

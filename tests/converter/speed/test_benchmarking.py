@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
+from expert_models import SMALL_BLOCKS, graph_of
 
 pytest.importorskip("onnxruntime_genai")
 
@@ -13,7 +15,15 @@ from converter.cli.verbs import run_verb
 from converter.engine.execution import run_recipe
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
-from converter.speed.benchmarking import Spread, bench, bytes_per_token, draw, summarise, table
+from converter.speed.benchmarking import (
+    Spread,
+    bench,
+    bytes_per_token,
+    draw,
+    graph_bytes_per_token,
+    summarise,
+    table,
+)
 
 PASSES = ["load", "layout", "graph", "quantize", "package"]
 
@@ -114,3 +124,22 @@ def test_results_that_cannot_be_written_are_said_before_the_work(
         run_verb("bench", [str(folder), str(folder / "missing"), *words])
     assert len(caught.value.problems) == 3
     assert "a file .png or .svg" in str(caught.value)
+
+
+@pytest.mark.parametrize("words", [("quant=none",), ("quant=rtn",), ("quant=search",)])
+def test_of_experts_those_of_a_token_are_read(words: tuple[str, ...]) -> None:
+    graph = graph_of("mixtral", *words, *SMALL_BLOCKS)  # 2 of 5 experts
+    ir_graph = graph.model.graph
+    read = graph_bytes_per_token(ir_graph, 0, 32)
+    for node in ir_graph:
+        if node.op_type in ("MoE", "QMoE"):
+            node.attributes["k"] = ir.AttrInt64("k", 5)
+    experts = [value for name, value in ir_graph.initializers.items() if ".moe.experts." in name]
+    size = sum(v.const_value.size for v in experts if v.const_value is not None)
+    width = 4 if words == ("quant=none",) else None
+    more = graph_bytes_per_token(ir_graph, 0, 32) - read
+    if width is not None:
+        assert more == pytest.approx(0.6 * size * width, rel=1e-6)
+    else:
+        weights = 3 * 5 * 3 * 96 * 112
+        assert 0.6 * weights / 2 < more < 0.6 * weights
