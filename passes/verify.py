@@ -93,13 +93,17 @@ class Verify(Pass[Package, Package]):
             comparison = compare_first_layers(artifact, recipe, count)
         else:
             comparison, cost = compare_generation(artifact, recipe)
-        compared = [item for item in (comparison, compare_past_window(artifact)) if item]
+        compared = [item for item in (comparison, compare_past_window(artifact, recipe)) if item]
         raise_if([*_problems(compared, cost, recipe)])
         limit = verify.max_error[precision(recipe)]
         worst = max(item.error for item in compared)
         what = " and ".join(item.what for item in compared)
         facts: dict[str, Any] = {"compared": what, "relative_error": worst}
         summary = f"{what}: relative error {worst:.1e} (at most {limit:.0e})"
+        if comparison.typical:
+            largest = max(item.largest for item in compared)
+            facts["largest_relative_error"] = largest
+            summary += f" in the median step, {largest:.1e} where rounding chose another expert"
         if cost is not None:
             facts["int8_activations"] = {"relative_error": cost.error, "kl_divergence": cost.kld}
             summary += f"; int8 activations change {cost.error:.1e}, KL {cost.kld:.1e} nats"

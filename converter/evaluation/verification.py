@@ -8,7 +8,7 @@ quantization of the weights moved the model is the business of evaluation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -48,12 +48,24 @@ class Comparison:
     found: torch.Tensor
     expected: torch.Tensor
     what: str
+    typical: bool = False
+    """Whether the median of the steps counts, not the largest one; see `rounds_routing`."""
 
     @property
     def error(self) -> float:
-        """Largest relative error of a step, in the Euclidean norm."""
+        """Relative error of the step that counts, in the Euclidean norm."""
+        errors = self._errors()
+        return float(errors.median() if self.typical else errors.max())
+
+    @property
+    def largest(self) -> float:
+        """Largest relative error of a step."""
+        return float(self._errors().max())
+
+    def _errors(self) -> torch.Tensor:
         difference = (self.found - self.expected).norm(dim=-1)
-        return float((difference / self.expected.norm(dim=-1)).max())
+        errors: torch.Tensor = difference / self.expected.norm(dim=-1)
+        return errors
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,15 @@ class ActivationCost:
 def precision(recipe: Recipe) -> str:
     """Which tolerance the graph of a recipe falls under."""
     return INT8_CACHE if recipe.target.kv_cache == "int8" else recipe.target.float_type
+
+
+def rounds_routing(graph: Graph, recipe: Recipe) -> bool:
+    """Whether rounding can send a token to another expert than the reference's.
+
+    Where two experts are nearly tied, 16 bits decide otherwise than 32: a step is far off, though
+    nothing is wrong. A wrong graph is wrong at every step, so there the median counts.
+    """
+    return graph.decoder.architecture.experts is not None and precision(recipe) != "fp32"
 
 
 def compare_generation(
@@ -96,7 +117,8 @@ def compare_generation(
     reference = _reference(package.graph)
     hidden = reference.hidden_states(torch.tensor([tokens[:-1]]))
     expected = reference.logits(hidden[0, len(prompt) - 1 :])
-    return Comparison(found, expected, "generated logits"), cost
+    typical = rounds_routing(package.graph, recipe)
+    return Comparison(found, expected, "generated logits", typical), cost
 
 
 def compare_first_layers(package: Package, recipe: Recipe, layers: int) -> Comparison:
@@ -104,10 +126,11 @@ def compare_first_layers(package: Package, recipe: Recipe, layers: int) -> Compa
     arch = package.graph.decoder.architecture
     layers = min(layers, arch.num_hidden_layers - 1)
     ids = spread_ids(arch.vocab_size, recipe.verify.new_tokens)
-    return _compare_layers(package, ids, layers, f"hidden states after {layers} layers")
+    found = _compare_layers(package, ids, layers, f"hidden states after {layers} layers")
+    return replace(found, typical=rounds_routing(package.graph, recipe))
 
 
-def compare_past_window(package: Package) -> Comparison | None:
+def compare_past_window(package: Package, recipe: Recipe) -> Comparison | None:
     """The layers up to the first one with a window, on a text that is longer than the window.
 
     None where no layer has one, or where the context ends before it, or past LONGEST_WINDOW.
@@ -122,7 +145,8 @@ def compare_past_window(package: Package) -> Comparison | None:
         return None
     ids = [number * 7919 % arch.vocab_size for number in range(count)]
     found = _compare_layers(package, ids, layers, f"hidden states past the window of {window}")
-    return Comparison(found.found[window:], found.expected[window:], found.what)
+    typical = rounds_routing(package.graph, recipe)
+    return Comparison(found.found[window:], found.expected[window:], found.what, typical)
 
 
 def compared_layers(graph: Graph, verify: VerifyConfig) -> int:

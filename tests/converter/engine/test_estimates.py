@@ -8,21 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from converter.cli.compose import compose_recipe
 from converter.engine.estimates import (
     calibration_disk,
     calibration_memory,
     evaluation_memory,
+    expert_bytes,
     reference_memory,
     session_memory,
 )
 from converter.engine.plan import make_plan
 from converter.engine.registry import make_passes
 from converter.model.decoder import Decoder
+from converter.quantization.quantized_matrix import QuantizedMatrix
+from converter.quantization.rtn import BlockFormat
 from converter.recipe.schema import EvaluateConfig, Recipe
 from converter.storage.cache import FOLDER_VARIABLE, Cache
 from converter.weights.spill import Spill
+from converter.weights.weight import TensorWeight
 
 MODEL = ["recipe=internlm2_7b_cpu_int4", "source=synthetic", "threads=2", "verify=none"]
 CALIBRATION = ["calibration.tokens=256", "calibration.sequence_length=32"]
@@ -134,3 +139,31 @@ def folder_bytes(folder: Path) -> int:
         for path in folder.rglob("*")
         if path.is_file() and path.suffix not in (".json",)
     )
+
+
+def of_experts(*words: str) -> Decoder:
+    model = ["recipe=mixtral_8x7b_cpu_int4", "source=synthetic", "verify=none", *words]
+    recipe = compose_recipe(model)
+    decoder = make_plan(recipe, make_passes(["load", "layout", "graph"])).decoder
+    assert decoder is not None
+    return decoder
+
+
+def test_the_reference_holds_one_expert() -> None:
+    expert = 2 * 14336 * 4096
+    few, many = (
+        reference_memory(of_experts(f"model.config.num_local_experts={n}")) for n in (4, 32)
+    )
+    assert many - few < 0.01 * few  # the router alone grows
+    assert 16 * expert < few < 25 * expert
+
+
+def test_quantized_experts_lie_in_a_session_twice() -> None:
+    matrix = QuantizedMatrix(
+        TensorWeight(torch.zeros(64, 32)), BlockFormat(4, 32, True), torch.float32, flat=True
+    )
+    codes, scales = matrix.part("codes"), matrix.part("scales")
+    place = "model.layers.0.moe.experts.gate_up_proj.weight"
+    held = {f"{place}_codes": codes, f"{place}_scales": scales, "lm_head_codes": codes}
+    assert expert_bytes(held) == codes.nbytes + scales.nbytes
+    assert expert_bytes({place: TensorWeight(torch.zeros(64, 32))}) == 0

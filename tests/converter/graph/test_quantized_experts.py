@@ -12,11 +12,13 @@ from expert_models import SMALL_BLOCKS, graph_of
 from families import TOKENS, token_ids
 from parity import relative, run, session_of
 
-from converter.graph.cpu_model import float_activations
+from converter.evaluation.runtime_logits import model_inputs
+from converter.graph.cpu_model import float_activations, full_logits_session
 from converter.graph.graph import Graph
 from converter.graph.names import EXPERTS_LAYER
 from converter.model.reference import Reference
 from converter.model.tensor_kinds import EXPERTS_DOWN, EXPERTS_GATE_UP
+from converter.output.model_writer import write_model
 
 oracle = pytest.importorskip("onnxruntime.capi._pybind_state")
 FLOAT = ["target.accuracy_level=1", *SMALL_BLOCKS]
@@ -150,3 +152,34 @@ def test_a_search_costs_the_weights_less() -> None:
         wanted, found = graph.decoder.weights[name].read(), graph.shipped[name].read()
         errors.append(float((found - wanted).norm() / wanted.norm()))
     assert errors[1] < 0.95 * errors[0]
+
+
+LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+"""What verify allows, and less in fp32."""
+EXPORTS = {
+    "cpu_int4": ("gpt_oss", "fp32"),
+    "cuda_int4": ("olmoe", "fp16"),
+    "webgpu_int4": ("gpt_oss", "fp16"),
+    "cuda_fp16": ("qwen3_moe_not_normalized", "fp16"),
+    "cuda_bf16": ("gpt_oss", "bf16"),
+    "cpu_fp32": ("granite_moe_shared", "fp32"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("export", EXPORTS)
+def test_the_graph_of_every_export_with_kernels_runs_on_the_cpu(
+    export: str, tmp_path: Path
+) -> None:
+    name, float_type = EXPORTS[export]
+    graph = graph_of(name, f"export={export}", *FLOAT)
+    write_model(graph.model, tmp_path)
+    session = full_logits_session(tmp_path, threads=1)
+    ids = token_ids()
+    inputs = model_inputs(session, ids.numpy()[0])
+    found = torch.from_numpy(session.run(["logits"], inputs)[0])[0].float()
+    expected = reference(graph, graph.shipped)
+    errors = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+    # 16 bits may send a token to another of two tied experts, which is no error of the graph.
+    judged = errors.max() if float_type == "fp32" else errors.median()
+    assert judged < LIMITS[float_type]
