@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def open_synthetic(recipe: Recipe) -> Checkpoint:
 
 def random_weight(seed: int, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Weight:
     """A lazy tensor of seeded normal values; see `open_synthetic`."""
-    columns = shape[1] if len(shape) > 1 else 1
-    block = max(1, BLOCK_VALUES // columns)
+    columns = shape[-1] if len(shape) > 1 else 1
+    block = max(1, BLOCK_VALUES // math.prod(shape[1:]))
 
     def make(number: int) -> torch.Tensor:
         digest = hashlib.sha256(f"{seed}/{name}/{number}".encode()).digest()

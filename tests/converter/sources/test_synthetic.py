@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from converter.cli.compose import compose_recipe
+from converter.engine.execution import run_recipe
+from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.recipe.schema import Recipe
+from converter.sources import synthetic
 from converter.sources.local import open_local
 from converter.sources.synthetic import open_synthetic, random_weight
 
@@ -57,3 +61,36 @@ def test_written_checkpoint_equals_the_lazy_one(
 def test_a_model_without_sizes_is_refused() -> None:
     with pytest.raises(ConvertError, match="model=internlm2_1_8b"):
         open_synthetic(Recipe())
+
+
+def test_a_stack_of_experts_is_made_an_expert_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "BLOCK_VALUES", 1000)
+    weight = random_weight(0, "stack", (6, 40, 20), torch.float32)
+    whole = weight.read()
+    assert torch.equal(weight.rows(2, 3), whole[2:3])
+    assert not torch.equal(whole[2], whole[3])
+    assert abs(float(whole.std()) * 20**0.5 - 1) < 0.05
+    made: list[tuple[int, ...]] = []
+    empty = torch.empty
+
+    def counted(*size: int) -> torch.Tensor:
+        made.append(size)
+        return empty(*size)
+
+    monkeypatch.setattr(torch, "empty", counted)
+    weight.rows(4, 5)
+    assert made == [(1, 40, 20)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mixtral_8x7b", "granite3_1b_a400m", "gpt_oss_20b"])
+def test_a_synthetic_checkpoint_of_experts_converts(model: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "head_dim": 16}
+    sizes |= {"num_hidden_layers": 2, "vocab_size": 160, "num_key_value_heads": 2}
+    words = [f"model.config.{key}={value}" for key, value in sizes.items()]
+    words += ["model.config.num_local_experts=8", "model.config.pad_token_id=0"]
+    words += ["model.config.eos_token_id=2", "quant.embedding.block_size=32"]
+    words += ["source=synthetic", f"output={tmp_path / 'out'}"]
+    recipe = compose_recipe([f"recipe={model}_cpu_int4", *words])
+    folder = run_recipe(recipe, make_passes(recipe.passes))
+    assert (folder / "model.onnx").is_file()
