@@ -39,7 +39,7 @@ def planned_peak(words: list[str]) -> int:
 def run(recipe: str, layers: int, work: Path) -> Iterator[tuple[int, Measured]]:
     """The planned peak and what was measured of each variant, after writing the checkpoint."""
     folder, convert = work / "checkpoint", [sys.executable, "-m", "converter.cli.main"]
-    written = Measured("the checkpoint", 0, 0, 0)
+    written = Measured("the checkpoint, in bf16", 0, 0, 0)
     if not folder.exists():
         sizes = f"model.config.num_hidden_layers={layers}"
         command = [*convert, "synth", str(folder), f"recipe={recipe}", sizes]
@@ -65,9 +65,9 @@ def main() -> None:
         work = (arguments.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         for planned, found in run(arguments.recipe, arguments.layers, work):
-            said = f"{planned / 1e9:.2f} GB" if planned else "–"
+            said = (f"{size / 1e9:.2f} GB" if size else "–" for size in (planned, found.peak))
             print(
-                f"| {found.name} | {found.seconds:.0f} | {said} | {found.peak / 1e9:.2f} GB "
+                f"| {found.name} | {round(found.seconds) or '–'} | {' | '.join(said)} "
                 f"| {found.size / 1e9:.2f} GB |",
                 flush=True,
             )

@@ -67,6 +67,8 @@ class Provider:
     """Whether a generator can forget its last tokens."""
     int8_cache: bool = False
     """Whether GroupQueryAttention was checked with int8 keys and values."""
+    sinks: bool = False
+    """Whether GroupQueryAttention takes `head_sink`, by the sources above."""
     plain_experts_only: bool = False
     """Whether QMoE takes neither zero points nor weights of experts that do not add up to 1."""
     tunes: bool = False
@@ -80,6 +82,7 @@ _ROWS = (
         "cpu",
         float_types=("fp32", "fp16"),
         int8_cache=True,
+        sinks=True,
         tunes=True,
     ),
     Provider(
@@ -96,6 +99,7 @@ _ROWS = (
         | {"GroupQueryAttention": _HALVES, "QMoE": _HALVES},
         availability="is_cuda_available",
         graph_capture="enable_cuda_graph",
+        sinks=True,
     ),
     Provider(
         "dml",
@@ -115,6 +119,7 @@ _ROWS = (
         availability="is_webgpu_available",
         graph_capture="enableGraphCapture",
         lengths_on_device=True,
+        sinks=True,
         plain_experts_only=True,
     ),
     Provider(

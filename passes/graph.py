@@ -8,7 +8,7 @@ from converter.engine.contract import Done, Pass, Run
 from converter.errors import Problem
 from converter.graph.expert_kernels import expert_problems
 from converter.graph.graph import Graph
-from converter.graph.kernels import head_size_problems, kernel_problems
+from converter.graph.kernels import head_size_problems, kernel_problems, sink_problems
 from converter.graph.template import build_graph
 from converter.model.decoder import Decoder
 from converter.recipe.schema import Recipe
@@ -28,6 +28,7 @@ class BuildGraph(Pass[Decoder, Graph]):
         if decoder is not None:
             yield from head_size_problems(decoder.architecture.head_dim)
             yield from expert_problems(recipe, decoder.architecture)
+            yield from sink_problems(decoder, recipe.target.execution_provider)
 
     def run(self, artifact: Decoder, run: Run) -> Done[Graph]:
         graph = self.preview(artifact, run)

@@ -10,11 +10,14 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from converter.errors import Problem
+from converter.graph.names import layer_prefix
+from converter.model.tensor_kinds import SINKS
 from converter.providers import CPU, PROVIDERS, Kernels
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from converter.model.decoder import Decoder
     from converter.recipe.schema import TargetConfig
 
 SHAPES = frozenset(
@@ -86,4 +89,16 @@ def head_size_problems(head_dim: int) -> Iterator[Problem]:
             f"The head size is {head_dim}.",
             "a multiple of 8, which GroupQueryAttention needs",
             "choose another checkpoint",
+        )
+
+
+def sink_problems(decoder: Decoder, provider: str) -> Iterator[Problem]:
+    """Attention sinks on a provider whose GroupQueryAttention does not take them."""
+    if f"{layer_prefix(0)}{SINKS}" in decoder.weights and not PROVIDERS[provider].sinks:
+        able = [row.name for row in PROVIDERS.values() if row.sinks]
+        yield Problem(
+            f"The model has attention sinks, which {provider}'s GroupQueryAttention does not take.",
+            f"a provider that does: {', '.join(able)}",
+            "choose export=cpu_int4 or export=cuda_int4",
+            key=("target.execution_provider",),
         )

@@ -8,7 +8,7 @@ import pytest
 from expert_models import SMALL_BLOCKS, decoder_of, graph_of, recipe_of
 
 from converter.graph.expert_kernels import expert_problems
-from converter.graph.kernels import missing_kernels
+from converter.graph.kernels import missing_kernels, sink_problems
 
 REFUSED: dict[str, tuple[str, list[str], str]] = {
     "webgpu in float": ("mixtral", ["target=webgpu"], "no kernel of MoE in fp16"),
@@ -68,3 +68,14 @@ def test_what_is_not_refused_has_kernels(case: str) -> None:
 def test_a_model_without_experts_is_no_business_of_these_rules() -> None:
     recipe = recipe_of("qwen3", "export=dml_int4", *SMALL_BLOCKS)
     assert list(expert_problems(recipe, decoder_of("qwen3").architecture)) == []
+
+
+@pytest.mark.parametrize(
+    ("provider", "count"),
+    [("cpu", 0), ("cuda", 0), ("webgpu", 0), ("dml", 1), ("NvTensorRtRtx", 1)],
+)
+def test_sinks_are_refused_where_attention_does_not_take_them(provider: str, count: int) -> None:
+    problems = list(sink_problems(decoder_of("gpt_oss"), provider))
+    assert len(problems) == count
+    assert all(f"{provider}'s GroupQueryAttention" in problem.found for problem in problems)
+    assert list(sink_problems(decoder_of("mixtral"), provider)) == []
