@@ -17,6 +17,7 @@ from converter.engine.plan import Plan, make_plan
 from converter.engine.registry import make_passes
 from converter.errors import ConvertError
 from converter.evaluation.verification import Comparison
+from converter.storage.cache import Cache
 
 pytest.importorskip("onnxruntime_genai")
 pytestmark = pytest.mark.slow
@@ -106,13 +107,15 @@ def test_padding_does_not_help_experts() -> None:
     assert [p.found for p in plan.problems if "experts" in p.found]
 
 
-def test_a_search_needs_no_tokenizer_and_no_cache(
+def test_a_search_needs_no_tokenizer_and_calibrates_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONVERT_CACHE", str(tmp_path / "cache"))
-    assert planned("mixtral", "quant=search").problems == ()
+    plan = planned("mixtral", "quant=search")
+    assert plan.problems == () and plan.decoder is not None
     converted("mixtral", tmp_path / "out", "quant=search")
-    assert not (tmp_path / "cache").exists()
+    entries = Cache(tmp_path / "cache").entries_of(plan.decoder.checkpoint)
+    assert not [entry for entry in entries if entry.key.get("pass") == "quantize"]
 
 
 @pytest.mark.parametrize("words", [(), ("export=cuda_fp16",), ("export=cpu_fp32",)], ids=str)
