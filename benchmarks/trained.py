@@ -194,13 +194,16 @@ def measure_builder(checkpoint: Path, ours: Path, output: Path, text: Path) -> d
 
 
 def stored_bytes(folder: Path) -> int:
-    """Bytes of a folder's weights, rotary caches left out."""
+    """Bytes of a folder's weights, rotary caches left out; a tied table counts once."""
     weights = ir.load(folder / "model.onnx").graph.initializers.values()
-    return sum(
-        value.const_value.nbytes
+    sizes = {
+        (tensor.location, tensor.offset) if isinstance(tensor, ir.ExternalTensor) else value.name: (
+            tensor.nbytes
+        )
         for value in weights
-        if value.const_value is not None and "_cache" not in str(value.name)
-    )
+        if (tensor := value.const_value) is not None and "_cache" not in str(value.name)
+    }
+    return sum(sizes.values())
 
 
 def measure(name: str, work: Path, text: Path) -> Iterator[tuple[str, Any]]:
