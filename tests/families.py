@@ -254,11 +254,14 @@ FAMILIES: dict[str, Family] = {
 
 def random_model(family: Family) -> Any:
     """transformers' model with random weights, float32; norms and biases are far from 1 and 0."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = AutoConfig.for_model(family.model_type, **family.settings)
+    classes = AutoModelForCausalLM, AutoModelForImageTextToText
+    maker = classes[type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING]
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = maker.from_config(config, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
