@@ -50,6 +50,24 @@ def _rope(kind: str, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **more}}
 
 
+def _multimodal(kind: str, sizes: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a class that holds a language model of `kind` beside a small vision tower."""
+    return {
+        "text_config": sizes | {"model_type": kind},
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "image_token_id": VOCABULARY - 1,
+        "image_token_index": VOCABULARY - 1,
+        "tie_word_embeddings": False,
+    }
+
+
 _LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _FACTORS = {
     "short_factor": [1.0 + i / 8 for i in range(8)],
@@ -112,22 +130,11 @@ FAMILIES: dict[str, Family] = {
     "gemma3_multimodal": Family(
         "gemma3",
         "gemma3",
-        {
-            "text_config": SIZES
-            | WINDOW
-            | {"query_pre_attn_scalar": 24, "num_hidden_layers": 6, "model_type": "gemma3_text"},
-            "vision_config": {
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "image_size": 28,
-                "patch_size": 14,
-            },
-            "mm_tokens_per_image": 4,
-            "image_token_index": VOCABULARY - 1,
-            "tie_word_embeddings": True,
-        },
+        _multimodal(
+            "gemma3_text",
+            SIZES | WINDOW | {"query_pre_attn_scalar": 24, "num_hidden_layers": 6},
+        )
+        | {"mm_tokens_per_image": 4, "tie_word_embeddings": True},
     ),
     "ministral3": Family(
         "ministral3",

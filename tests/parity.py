@@ -74,7 +74,13 @@ def logit_error(name: str, folder: Path) -> float:
     save(model, folder / "checkpoint")
     assert architecture_of(open_local(folder / "checkpoint").config) == family.architecture
     decoder, recipe = read(folder / "checkpoint", family.architecture)
-    towers = ("vision_tower.", "multi_modal_projector.")
+    towers = (
+        "vision_tower.",
+        "vision_model.",
+        "connector.",
+        "image_newline",
+        "multi_modal_projector.",
+    )
     assert all(any(tower in item for tower in towers) for item in decoder.ignored)
     session, ids = session_of(build_graph(decoder, recipe), folder), token_ids()
     found, cache = run(session, ids[:, :PREFILL], {}, PREFILL)

@@ -58,7 +58,7 @@ def test_gradients_hold_the_logits_of_some_tokens() -> None:
     """Those of the tokens that are computed together, not of a whole long sequence."""
     words = "model.config.intermediate_size=4096", "calibration.sequence_length=2048"
     logits = min(LOGITS, 2048 * VOCABULARY) * 4
-    assert memory("quant=best", *words) - memory("quant=gptq", *words) > 4 * logits
+    assert memory("quant=best", *words) - memory("quant=gptq", *words) > 3 * logits
 
 
 @pytest.mark.slow
