@@ -255,6 +255,7 @@ FAMILIES: dict[str, Family] = {
         | {"layer_types": ["full_attention"] * 3}
         | _rope("default"),
     ),
+    "cwm": Family("cwm", "cwm", SIZES | WINDOW | {"num_hidden_layers": 4}),
 }
 """Every family and variant whose logits are compared."""
 
