@@ -256,6 +256,7 @@ FAMILIES: dict[str, Family] = {
         | _rope("default"),
     ),
     "cwm": Family("cwm", "cwm", SIZES | WINDOW | {"num_hidden_layers": 4}),
+    "iquestcoder": Family("iquestcoder", "iquestcoder", SIZES),
 }
 """Every family and variant whose logits are compared."""
 
