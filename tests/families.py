@@ -257,6 +257,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "cwm": Family("cwm", "cwm", SIZES | WINDOW | {"num_hidden_layers": 4}),
     "iquestcoder": Family("iquestcoder", "iquestcoder", SIZES),
+    "persimmon": Family("persimmon", "persimmon", EVEN | {"partial_rotary_factor": 0.5}),
 }
 """Every family and variant whose logits are compared."""
 
