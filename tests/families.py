@@ -258,6 +258,7 @@ FAMILIES: dict[str, Family] = {
     "cwm": Family("cwm", "cwm", SIZES | WINDOW | {"num_hidden_layers": 4}),
     "iquestcoder": Family("iquestcoder", "iquestcoder", SIZES),
     "persimmon": Family("persimmon", "persimmon", EVEN | {"partial_rotary_factor": 0.5}),
+    "llava": Family("llava", "llava", _multimodal("llama", SIZES)),
 }
 """Every family and variant whose logits are compared."""
 
