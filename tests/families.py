@@ -259,6 +259,7 @@ FAMILIES: dict[str, Family] = {
     "iquestcoder": Family("iquestcoder", "iquestcoder", SIZES),
     "persimmon": Family("persimmon", "persimmon", EVEN | {"partial_rotary_factor": 0.5}),
     "llava": Family("llava", "llava", _multimodal("llama", SIZES)),
+    "internvl": Family("internvl", "internvl", _multimodal("qwen2", EVEN)),
 }
 """Every family and variant whose logits are compared."""
 
