@@ -260,6 +260,7 @@ FAMILIES: dict[str, Family] = {
     "persimmon": Family("persimmon", "persimmon", EVEN | {"partial_rotary_factor": 0.5}),
     "llava": Family("llava", "llava", _multimodal("llama", SIZES)),
     "internvl": Family("internvl", "internvl", _multimodal("qwen2", EVEN)),
+    "got_ocr2": Family("got_ocr2", "got_ocr2", _multimodal("qwen2", EVEN)),
 }
 """Every family and variant whose logits are compared."""
 
