@@ -261,6 +261,7 @@ FAMILIES: dict[str, Family] = {
     "llava": Family("llava", "llava", _multimodal("llama", SIZES)),
     "internvl": Family("internvl", "internvl", _multimodal("qwen2", EVEN)),
     "got_ocr2": Family("got_ocr2", "got_ocr2", _multimodal("qwen2", EVEN)),
+    "smolvlm": Family("smolvlm", "smolvlm", _multimodal("llama", SIZES)),
 }
 """Every family and variant whose logits are compared."""
 
