@@ -262,6 +262,7 @@ FAMILIES: dict[str, Family] = {
     "internvl": Family("internvl", "internvl", _multimodal("qwen2", EVEN)),
     "got_ocr2": Family("got_ocr2", "got_ocr2", _multimodal("qwen2", EVEN)),
     "smolvlm": Family("smolvlm", "smolvlm", _multimodal("llama", SIZES)),
+    "mellum": Family("mellum", "mellum", SIZES | WINDOW | FINE_EXPERTS | {"norm_topk_prob": True}),
 }
 """Every family and variant whose logits are compared."""
 
