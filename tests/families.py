@@ -263,6 +263,9 @@ FAMILIES: dict[str, Family] = {
     "got_ocr2": Family("got_ocr2", "got_ocr2", _multimodal("qwen2", EVEN)),
     "smolvlm": Family("smolvlm", "smolvlm", _multimodal("llama", SIZES)),
     "mellum": Family("mellum", "mellum", SIZES | WINDOW | FINE_EXPERTS | {"norm_topk_prob": True}),
+    "flex_olmo": Family(
+        "flex_olmo", "flex_olmo", EVEN | {"num_experts": 6, "num_experts_per_tok": 3}
+    ),
 }
 """Every family and variant whose logits are compared."""
 
