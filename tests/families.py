@@ -267,6 +267,7 @@ FAMILIES: dict[str, Family] = {
         "flex_olmo", "flex_olmo", EVEN | {"num_experts": 6, "num_experts_per_tok": 3}
     ),
     "llava_next": Family("llava_next", "llava_next", _multimodal("mistral", SIZES)),
+    "llava_onevision": Family("llava_onevision", "llava_onevision", _multimodal("qwen2", EVEN)),
 }
 """Every family and variant whose logits are compared."""
 
