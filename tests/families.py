@@ -268,6 +268,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "llava_next": Family("llava_next", "llava_next", _multimodal("mistral", SIZES)),
     "llava_onevision": Family("llava_onevision", "llava_onevision", _multimodal("qwen2", EVEN)),
+    "vipllava": Family(
+        "vipllava",
+        "vipllava",
+        _multimodal("llama", SIZES) | {"vision_feature_layers": [-1], "vision_feature_layer": -1},
+    ),
 }
 """Every family and variant whose logits are compared."""
 
