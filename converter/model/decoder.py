@@ -442,9 +442,9 @@ def published_places(layout: LayoutConfig, arch: Architecture) -> dict[str, Plac
                 rows = order[offset : offset + count]
                 found[f"{part}_proj{suffix}"] = Place(name, rows)
                 offset += count
-        elif kind == "gate_up_proj":
-            half = arch.intermediate_size
-            for part, start in zip(HALVES, (0, half), strict=True):
+        elif kind in HALVES:
+            half = canonical_shape(HALVES[kind][0], arch)[0]
+            for part, start in zip(HALVES[kind], (0, half), strict=True):
                 found[part + suffix] = Place(name, torch.arange(start, start + half))
         else:
             found[kind + suffix] = Place(name)
