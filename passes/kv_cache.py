@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 import torch
 
-from converter.calibration.layer import stage_problems
 from converter.calibration.tokens import calibration_tokens
 from converter.engine.contract import Done, Pass, Run
 from converter.engine.estimates import RUNTIME_BYTES, reference_memory
@@ -20,7 +19,7 @@ from converter.graph.graph import Graph
 from converter.graph.int8_cache import quantize_caches
 from converter.model.cache_ranges import CacheRanges, cache_ranges
 from converter.model.decoder import Decoder
-from converter.model.reference import Reference
+from converter.model.reference import Reference, reference_problems
 from converter.recipe.schema import Recipe
 from converter.text.texts import load_text
 
@@ -43,15 +42,8 @@ class QuantizeCache(Pass[Graph, Graph]):
         return recipe.target.kv_cache == "int8"
 
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
-        if decoder is not None and decoder.architecture.experts is not None:
-            yield Problem(
-                "target.kv_cache=int8, and the model has experts, which are not calibrated.",
-                "keys and values in float",
-                "set target.kv_cache=float",
-                key=("target.kv_cache",),
-            )
-        elif decoder is not None:
-            yield from stage_problems(decoder, "target.kv_cache=float")
+        if decoder is not None:
+            yield from reference_problems(decoder)
         try:
             load_text(recipe.calibration.text, half="calibration")
         except ConvertError as error:

@@ -17,7 +17,7 @@ from converter.machine.disk import Room
 from converter.model.checkpoint import TOKENIZERS
 from converter.model.decoder import Decoder
 from converter.model.tensor_kinds import EXPERTS_DOWN
-from converter.recipe.schema import QuantConfig, Recipe
+from converter.recipe.schema import Recipe
 from converter.storage.cache import FOLDER_VARIABLE, Cache, cache_folder
 from converter.text.texts import load_text
 
@@ -38,7 +38,7 @@ class Quantize(Pass[Graph, Graph]):
 
     def requires(self, recipe: Recipe, decoder: Decoder | None) -> Iterable[Problem]:
         quant = recipe.quant
-        if quant.calibrated and (decoder is None or decoder.architecture.experts is None):
+        if quant.calibrated and (decoder is None or _calibrates(recipe, decoder)):
             try:
                 load_text(recipe.calibration.text, half="calibration")
             except ConvertError as error:
@@ -47,8 +47,8 @@ class Quantize(Pass[Graph, Graph]):
             return
         yield from indivisible(quant, decoder.architecture, check_layers=not quant.mixed)
         if decoder.architecture.experts is not None:
-            yield from _uncalibrated_problems(quant)
-        elif quant.calibrated:
+            yield from _expert_problems(recipe)
+        if _calibrates(recipe, decoder):
             yield from stage_problems(decoder, "quant=rtn, or quant=rtn_block128")
             yield from _calibration_problems(recipe, decoder)
         if quant.mixed and decoder.architecture.experts is None:
@@ -71,7 +71,8 @@ class Quantize(Pass[Graph, Graph]):
             run.recipe, artifact.decoder, Cache(cache_folder()), run.progress.advance
         )
         quantized = quantized_graph(artifact, run.recipe, calibrated)
-        return Done(quantized, calibrated.facts(), _operators(quantized))
+        facts = _expert_facts(quantized, run.recipe) | calibrated.facts()
+        return Done(quantized, facts, _operators(quantized))
 
     def preview(self, artifact: Graph, run: Run) -> Graph:
         """The same operators and shapes, rounded to nearest when they are read."""
@@ -100,17 +101,22 @@ def _expert_facts(graph: Graph, recipe: Recipe) -> dict[str, str]:
         return {}
     form = matrix_format(EXPERTS_DOWN, recipe.quant)
     held = f"int{form.bits}, block {form.block_size}" if form else recipe.target.float_type
-    search = ", searched on the weights alone" if recipe.quant.round == "search" else ""
+    alone = recipe.quant.round == "search" and not _calibrates(recipe, graph.decoder)
+    search = ", searched on the weights alone" if alone else ""
     return {"experts": held + (search if form else "")}
 
 
 def _calibrates(recipe: Recipe, decoder: Decoder) -> bool:
-    """Whether the scheme looks at activations; with experts, a search looks at weights alone."""
-    return recipe.quant.calibrated and decoder.architecture.experts is None
+    """Whether the scheme looks at activations; with experts, a mere search looks at weights."""
+    quant = recipe.quant
+    if decoder.architecture.experts is not None and quant.round == "search":
+        return quant.smooth != "none" or quant.token_weights != "none"
+    return quant.calibrated
 
 
-def _uncalibrated_problems(quant: QuantConfig) -> Iterator[Problem]:
-    """Schemes for which the layers would have to be calibrated, which experts are not yet."""
+def _expert_problems(recipe: Recipe) -> Iterator[Problem]:
+    """What a calibration cannot do for experts."""
+    quant = recipe.quant
     if quant.mixed:
         yield Problem(
             "The recipe states a budget for the weights, and the model has experts.",
@@ -118,12 +124,12 @@ def _uncalibrated_problems(quant: QuantConfig) -> Iterator[Problem]:
             "set quant.target_size=null quant.bits_per_weight=null",
             key=("quant.target_size", "quant.bits_per_weight"),
         )
-    if quant.smooth != "none" or quant.round == "gptq":
+    if quant.calibrated and recipe.calibration.inputs == "float":
         yield Problem(
-            "The recipe calibrates, and the model has experts.",
-            "codes that follow from the weights alone: rtn or search",
-            "add quant=search, or quant=rtn",
-            key=("quant.round", "quant.smooth"),
+            "calibration.inputs=float, and the model has experts.",
+            "statistics that are gathered as the layers are rounded",
+            "set calibration.inputs=rounded",
+            key=("calibration.inputs",),
         )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from converter.calibration.experts import expert_facts, expert_rounding
 from converter.calibration.fisher import Fisher, read_fisher, write_fisher
 from converter.calibration.folds import apply_folds
 from converter.calibration.rounding import Scheme
@@ -23,7 +24,7 @@ from converter.graph.matrices import Matrix, graph_matrices, matrix_format
 from converter.graph.tensors import FLOAT_TYPES
 from converter.model.decoder import Decoder
 from converter.model.reference import Reference
-from converter.model.tensor_kinds import HEAD
+from converter.model.tensor_kinds import EXPERTS_DOWN, EXPERTS_GATE_UP, HEAD
 from converter.progress import Advance
 from converter.quantization.linear_error import LinearError
 from converter.quantization.quantized_matrix import QuantizedMatrix, Rounding
@@ -53,6 +54,8 @@ class Calibrated:
     threads: int | None
     """On how many the layers were made; None when their numbers differ. With another number sums
     are taken in another order, and some codes differ."""
+    experts: Mapping[str, int] = field(default_factory=dict)
+    """How many tokens the experts saw; empty where there are none."""
 
     def facts(self) -> dict[str, Any]:
         """What the report and the lock file say."""
@@ -63,6 +66,7 @@ class Calibrated:
             "threads": self.threads,
             "methods": {name: found.count(name) for name in sorted(set(found))},
             "formats": _counted(self.forms),
+            **self.experts,
             "linears": [asdict(error) for error in self.errors],
         }
 
@@ -135,7 +139,7 @@ def _calibrate(recipe: Recipe, decoder: Decoder, cache: Cache, advance: Advance)
         walk.statistics = FloatStatistics(
             reference, tokens, walk.token_weights, cache, gathered, advance
         )
-    return _collected(decoder, matrices, walk.run(), tokens)
+    return _collected(decoder, matrices, walk.run(), tokens, forms, scheme.scale_dtype)
 
 
 @contextmanager
@@ -153,6 +157,8 @@ def compute_dtype(config: CalibrationConfig, decoder: Decoder) -> torch.dtype:
     """Type of the matrix products; see `CalibrationConfig.compute`."""
     if config.compute != "auto":
         return FLOAT_TYPES[config.compute]
+    if decoder.architecture.experts is not None:  # a router's choice is not for bfloat16
+        return torch.float32
     half = decoder.weights["layers.0.q_proj"].dtype in (torch.bfloat16, torch.float16)
     return torch.bfloat16 if half and fast_bfloat16() else torch.float32
 
@@ -205,7 +211,10 @@ def _collected(
     matrices: list[Matrix],
     layers: Mapping[str, Layer],
     tokens: CalibrationTokens,
+    own: Mapping[str, BlockFormat],
+    scale_dtype: torch.dtype,
 ) -> Calibrated:
+    """What the layers hold together; `own` are the formats of all matrices, experts' too."""
     weights: dict[str, Weight] = dict(decoder.weights)
     forms: dict[str, BlockFormat] = {}
     roundings: dict[str, Rounding] = {}
@@ -216,11 +225,22 @@ def _collected(
         for matrix, form in layer.forms.items():
             forms[matrix] = form
             roundings[matrix] = layer.rounding(matrix, columns[matrix])
+        for kind in (EXPERTS_GATE_UP, EXPERTS_DOWN):
+            if kind in layer.experts:
+                matrix = f"{name}.{kind}"
+                forms[matrix] = own[matrix]
+                roundings[matrix] = expert_rounding(
+                    decoder.weights[matrix], own[matrix], layer.experts[kind], scale_dtype
+                )
+                methods[matrix] = "search"
         methods |= layer.methods
     errors = tuple(error for layer in layers.values() for error in layer.errors)
     numbers = {layer.threads for layer in layers.values()}
     threads = numbers.pop() if len(numbers) == 1 else None
-    return Calibrated(weights, forms, roundings, methods, errors, tokens, threads)
+    seen = {name: layer.experts for name, layer in layers.items() if layer.experts}
+    return Calibrated(
+        weights, forms, roundings, methods, errors, tokens, threads, expert_facts(seen)
+    )
 
 
 def _counted(forms: Mapping[str, BlockFormat]) -> dict[str, int]:

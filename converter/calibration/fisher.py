@@ -176,13 +176,13 @@ def _backward(
 ) -> None:
     """Carry the gradients to the layer's input; collect those of every linear's output."""
     stages = LayerStages(reference, module, number)
-    tokens: dict[str, list[torch.Tensor]] = {stage: [] for stage in STAGES}
+    tokens: dict[str, list[torch.Tensor]] = {stage: [] for stage in stages.stages}
     rows: dict[str, torch.Tensor] = {}
     for index in batches:
         gradients[index], by_part = stages.gradients(states[index], gradients[index])
         squares = {part: gradient.float().square() for part, gradient in by_part.items()}
-        for stage, parts in STAGES.items():
-            sums = [squares[part].sum(-1) for part in parts if part in squares]
+        for stage in stages.stages:
+            sums = [squares[part].sum(-1) for part in STAGES[stage] if part in squares]
             tokens[stage].append(torch.stack(sums).sum(0))
         for part, square in squares.items():
             rows[part] = rows.get(part, torch.zeros(square.shape[2])) + square.sum((0, 1))

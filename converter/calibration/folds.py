@@ -8,7 +8,8 @@ heads.
 
 Which of them a decoder has follows from its tensors. Without a norm in front of a block there is
 nothing to fold into, since linears read the residual stream. Without a gate an activation is
-between up and down. Parallel blocks may read one norm: its fold scales the linears of both.
+between up and down. A router reads the norm in front of experts. Parallel blocks may read one norm:
+its fold scales the linears of both.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def folds_of(name: str, decoder: Decoder) -> tuple[Fold, ...]:
         stages = ("attention", "feed_forward") if both else ("attention",)
         found.append(Fold("attention_norm", ATTENTION_NORM, readers, stages))
     found.append(Fold("value", "v_proj", ("o_proj",), ("output",)))
-    if FEED_FORWARD_NORM in named:
+    if FEED_FORWARD_NORM in named and f"{name}.down_proj" in decoder.weights:
         found.append(Fold("ffn_norm", FEED_FORWARD_NORM, feed, ("feed_forward",)))
     if gated:
         found.append(Fold("up", "up_proj", ("down_proj",), ("down",)))

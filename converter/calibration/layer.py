@@ -10,12 +10,13 @@ stay in float32 whatever the type of the matrix products.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 
+from converter.calibration.experts import LayerExperts
 from converter.errors import ConvertError, Problem
 from converter.model.decoder import Decoder, Place
 from converter.model.reference import Reference
@@ -28,11 +29,16 @@ STAGES = {
     "output": ("o_proj",),
     "feed_forward": ("gate_proj", "up_proj"),
     "down": ("down_proj",),
+    "shared": ("shared_gate_proj", "shared_up_proj"),
+    "shared_down": ("shared_down_proj",),
 }
-"""The groups of linears with common inputs, in the order in which they are rounded."""
+"""The groups of linears with common inputs, in the order in which they are rounded. A layer with
+experts has no feed-forward block, and may have a shared expert."""
 OUTPUT, DOWN = "o_proj", "down_proj"
 """The last linears of the attention and of the feed-forward block."""
-REQUIRED = ("q_proj", "k_proj", "v_proj", OUTPUT, "up_proj", DOWN)
+REQUIRED = ("q_proj", "k_proj", "v_proj", OUTPUT)
+FED = ("up_proj", DOWN)
+"""Linears of a layer without experts, besides `REQUIRED`."""
 TOLERANCE = 1e-3
 """Largest relative error of a token that runs in stages; bfloat16 is allowed `HALF_TOLERANCE`."""
 HALF_TOLERANCE = 3e-2
@@ -48,17 +54,19 @@ def stage_problems(decoder: Decoder, words: str) -> Iterator[Problem]:
     except ConvertError as error:
         yield from error.problems
         return
-    layers = range(decoder.architecture.num_hidden_layers)
-    for part in REQUIRED:
+    experts, count = decoder.architecture.experts, decoder.architecture.num_hidden_layers
+    dense = [n for n in range(count) if experts is None or not experts.layers[n]]
+    for part in REQUIRED + FED if dense else REQUIRED:
         place = reference.places.get(part)
+        layers = dense if part in FED else range(count)
         named = all(f"layers.{number}.{part}" in decoder.weights for number in layers)
-        module = reference.submodule(_module(place)) if place and named else None
+        module = reference.owner(place) if place and named else None
         if not isinstance(module, torch.nn.Linear) or "." not in _module(place):
             kind = decoder.checkpoint.config.get("model_type")
             yield Problem(
                 f"The recipe calibrates, and not every layer of type {kind} has the linear {part} "
                 "in a block of its own.",
-                f"{', '.join(REQUIRED)} in every layer, or no calibration",
+                f"{', '.join(REQUIRED + FED)} in every layer, or no calibration",
                 f"add {words}",
                 key=("quant.round", "quant.smooth"),
             )
@@ -85,14 +93,16 @@ class LayerStages:
         }
         self._parts = [part for parts in STAGES.values() for part in parts if part in self._places]
         self._attention, self._feed = (
-            _module(self._places[part]).rpartition(".")[0] for part in (OUTPUT, DOWN)
+            _module(self._places.get(part)).rpartition(".")[0] for part in (OUTPUT, DOWN)
         )
+        self.stages = [s for s, parts in STAGES.items() if {*parts} & {*self._parts}]
+        """Those of `STAGES` that this layer has."""
         self._results: dict[str, Any] = {}
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         for name in dict.fromkeys(_module(self._places[part]) for part in self._parts):
             module.get_submodule(name).register_forward_pre_hook(_as_weight)
-        for part in (OUTPUT, DOWN):  # what they give goes to the residual stream
+        for part in {OUTPUT, DOWN} & {*self._parts}:  # what they give goes to the residual stream
             self._linear(part).register_forward_hook(_widened)
         self.take(reference.weights)
         self._check()
@@ -118,6 +128,26 @@ class LayerStages:
         """What the attention block gives, from its output projection's input."""
         found: torch.Tensor = self._linear(OUTPUT)(context)
         return found
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether experts stand in the place of the feed-forward block."""
+        return not self._feed
+
+    def shared_input(
+        self, stage: str, hidden: torch.Tensor, attended: torch.Tensor
+    ) -> torch.Tensor:
+        """The input of a stage of the shared expert."""
+        return self._input_of(stage, hidden, attended)
+
+    def behind_attention(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """The layer's result, float32, with all that is behind the attention block."""
+        with self._given({self._attention: attended}):
+            return self._reference.run_layer(self._module, hidden).float()
+
+    def watching(self, seen: LayerExperts) -> AbstractContextManager[None]:
+        """Let `seen` count what the experts are given meanwhile."""
+        return seen.watching(self._module)
 
     def feed_forward_input(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         return self._input_of("feed_forward", hidden, attended)
@@ -147,10 +177,10 @@ class LayerStages:
 
             return look
 
-        hooks = [self._first(stage).register_forward_pre_hook(keep(stage)) for stage in STAGES]
+        hooks = [self._first(stage).register_forward_pre_hook(keep(stage)) for stage in self.stages]
         with _removed(hooks):
             result = self._reference.run_layer(self._module, hidden)
-        return {stage: found[stage] for stage in STAGES}, result.float()
+        return {stage: _apart(found[stage], hidden) for stage in self.stages}, result.float()
 
     def gradients(
         self, hidden: torch.Tensor, gradient: torch.Tensor
@@ -173,15 +203,16 @@ class LayerStages:
             self._module.get_submodule(name).register_forward_hook(keep(name))
             for name in dict.fromkeys(modules.values())
         ]
-        unread = FEED_FORWARD_POST_NORM not in self._places
-        with torch.enable_grad(), _removed(hooks), _unread(self._linear(DOWN), unread):
+        unread = DOWN in self._parts and FEED_FORWARD_POST_NORM not in self._places
+        last = _unread(self._linear(DOWN)) if unread else nullcontext()
+        with torch.enable_grad(), _removed(hooks), last:
             result = self._reference.run_layer(self._module, hidden)
             below, *others = torch.autograd.grad(result, [hidden, *outputs.values()], gradient)
         by_module = dict(zip(outputs, others, strict=True))
         found = {}
         for part, name in modules.items():
-            rows = self._places[part].rows
-            found[part] = by_module[name] if rows is None else by_module[name][..., rows]
+            rows, own = self._places[part].rows, _apart(by_module[name], hidden)
+            found[part] = own if rows is None else own[..., rows]
         return below, found
 
     def _input_of(
@@ -196,7 +227,7 @@ class LayerStages:
             with _removed([hook]), self._given(given):
                 self._reference.run_layer(self._module, hidden)
         except _Reached as reached:
-            return reached.value
+            return _apart(reached.value, hidden)
         raise AssertionError(f"the layer does not run {stage}")
 
     @contextmanager
@@ -220,7 +251,7 @@ class LayerStages:
 
             return look
 
-        blocks = (self._attention, self._feed)
+        blocks = [name for name in (self._attention, self._feed) if name]
         hooks = [
             self._module.get_submodule(name).register_forward_hook(keep(name)) for name in blocks
         ]
@@ -230,8 +261,11 @@ class LayerStages:
             with _removed(hooks):
                 states, whole = self.run(token)
             attended = self.attended(states["output"])
-            again = self.down_input(token, attended)
-            staged = self.result(token, attended, self.fed(again))
+            if self.has_experts:
+                staged = self.behind_attention(token, attended)
+            else:
+                fed = self.fed(self.down_input(token, attended))
+                staged = self.result(token, attended, fed)
         error = float((staged - whole).norm() / whole.norm())
         limit = TOLERANCE if self._reference.dtype == torch.float32 else HALF_TOLERANCE
         if error > limit:
@@ -255,7 +289,8 @@ class LayerStages:
         """Set a parameter, or the rows of a fused one that `kind` has."""
         place = self._places[kind]
         owner, _, leaf = place.name.rpartition(".")
-        inside = any(f"{owner}.".startswith(f"{block}.") for block in self._blocks())
+        blocks = [block for block in (self._attention, self._feed) if block]
+        inside = any(f"{owner}.".startswith(f"{block}.") for block in blocks)
         values = values.to(self._reference.dtype if inside else torch.float32)
         module = self._module.get_submodule(owner)
         if place.rows is not None:
@@ -263,9 +298,6 @@ class LayerStages:
             whole[place.rows] = values
             values = whole
         setattr(module, leaf, torch.nn.Parameter(values, requires_grad=False))
-
-    def _blocks(self) -> tuple[str, str]:
-        return self._attention, self._feed
 
 
 class _Reached(Exception):
@@ -296,14 +328,13 @@ def _unread_product(weight: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _unread(linear: Any, unread: bool) -> Iterator[None]:
+def _unread(linear: Any) -> Iterator[None]:
     """Let a linear multiply nothing, where nothing but its gradient matters."""
-    if unread:
-        linear.__dict__["forward"] = partial(_unread_product, linear.weight)
+    linear.__dict__["forward"] = partial(_unread_product, linear.weight)
     try:
         yield
     finally:
-        linear.__dict__.pop("forward", None)
+        del linear.__dict__["forward"]
 
 
 @contextmanager
@@ -314,6 +345,11 @@ def _removed(hooks: list[Any]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _apart(values: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """(batch, tokens, columns), also where a block has put all tokens in one row."""
+    return values.reshape(*hidden.shape[:2], values.shape[-1])
 
 
 def _as_weight(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -342,9 +378,12 @@ def _module(place: Place | None) -> str:
 
 
 def check_weights(module: Any, reference: Reference, number: int) -> None:
-    """Raise ConvertError when a weight of transformers' layer `number` is not finite."""
+    """Raise ConvertError when a weight of transformers' layer `number` is not finite.
+
+    Experts, which are read one at a time, are checked as they are rounded.
+    """
     for name, parameter in module.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
             weight = reference.parameter(number, name)
             raise ConvertError(not_finite(weight.label if weight else name, parameter.dtype))
 

@@ -31,6 +31,9 @@ class Layer:
     errors: tuple[LinearError, ...]
     folds: Mapping[str, torch.Tensor]
     """By the fold's name the scales of its producer, float32 (channels,)."""
+    experts: Mapping[str, torch.Tensor]
+    """Where the layer has some: by the kind of their matrix what each is rounded by, float32
+    (experts, columns), and `tokens`, int64 (experts,), how many each saw."""
     tensors: Mapping[str, Weight]
     threads: int
     """On how many it was made."""
@@ -58,9 +61,14 @@ def write_layer(
     rounded: Mapping[str, Rounded],
     errors: list[LinearError],
     folds: Mapping[str, torch.Tensor],
+    experts: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write one layer's entry into `folder`; matrices by their canonical names."""
+    """Write one layer's entry into `folder`; matrices by their canonical names.
+
+    `experts` are what `Layer.experts` gives back.
+    """
     tensors: dict[str, torch.Tensor] = {f"fold.{name}": scales for name, scales in folds.items()}
+    tensors |= {f"experts.{name}": values for name, values in (experts or {}).items()}
     for name, item in rounded.items():
         codes = item.codes
         tensors[f"{name}.codes"] = pack(codes.codes, item.form.bits).flatten(1)
@@ -87,11 +95,16 @@ def read_layer(folder: Path) -> Layer:
         {name: BlockFormat(**form) for name, form in facts["forms"].items()},
         facts["methods"],
         tuple(LinearError(**error) for error in facts["errors"]),
-        {
-            name.removeprefix("fold."): weight.read()
-            for name, weight in tensors.items()
-            if name.startswith("fold.")
-        },
+        _beginning("fold.", tensors),
+        _beginning("experts.", tensors),
         tensors,
         facts["threads"],
     )
+
+
+def _beginning(start: str, tensors: Mapping[str, Weight]) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(start): weight.read()
+        for name, weight in tensors.items()
+        if name.startswith(start)
+    }

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from converter.calibration.experts import LayerExperts
 from converter.calibration.fisher import Fisher
 from converter.calibration.folds import apply_folds, folds_of, input_scales
 from converter.calibration.inputs import Inputs, restored
@@ -199,6 +200,7 @@ class Walk:
         with self._stages(number, after) as stages:
             context = self._spill(arch.num_attention_heads * arch.head_dim, self.reference.dtype)
             attended = self._spill(arch.hidden_size, torch.float32)
+            experts: dict[str, torch.Tensor] = {}
             work.stage("attention", stages, lambda i: stages.attention_input(hidden[i]))
 
             def mixed(index: slice) -> torch.Tensor:
@@ -207,25 +209,58 @@ class Walk:
 
             work.stage("output", stages, mixed)
 
-            def normed(index: slice) -> torch.Tensor:
-                attended[index] = stages.attended(context[index])
-                return stages.feed_forward_input(hidden[index], attended[index])
-
-            work.stage("feed_forward", stages, normed)
-            context.close()
-            product = self._spill(arch.intermediate_size, self.reference.dtype)
-
-            def gated(index: slice) -> torch.Tensor:
-                product[index] = stages.down_input(hidden[index], attended[index])
-                return product[index]
-
-            work.stage("down", stages, gated)
             for index in self.batches():
-                fed = stages.fed(product[index])
-                hidden[index] = stages.result(hidden[index], attended[index], fed)
+                attended[index] = stages.attended(context[index])
+            context.close()
+            if stages.has_experts:
+                experts = self._experts(work, stages, hidden, attended)
+            else:
+                self._feed_forward(work, stages, hidden, attended)
             attended.close()
-            product.close()
-        write_layer(folder, work.rounded, work.errors, folds)
+        write_layer(folder, work.rounded, work.errors, folds, experts)
+
+    def _feed_forward(
+        self, work: _LayerWork, stages: LayerStages, hidden: Spill, attended: Spill
+    ) -> None:
+        """Round the feed-forward block; `hidden` becomes the layer's result."""
+        product = self._spill(self.reference.arch.intermediate_size, self.reference.dtype)
+
+        def normed(index: slice) -> torch.Tensor:
+            return stages.feed_forward_input(hidden[index], attended[index])
+
+        def gated(index: slice) -> torch.Tensor:
+            product[index] = stages.down_input(hidden[index], attended[index])
+            return product[index]
+
+        work.stage("feed_forward", stages, normed)
+        work.stage("down", stages, gated)
+        for index in self.batches():
+            fed = stages.fed(product[index])
+            hidden[index] = stages.result(hidden[index], attended[index], fed)
+        product.close()
+
+    def _experts(
+        self, work: _LayerWork, stages: LayerStages, hidden: Spill, attended: Spill
+    ) -> dict[str, torch.Tensor]:
+        """Round the shared expert, and see what the others are given; see `Layer.experts`.
+
+        The experts run in float: they are rounded when the folder is written, one at a time.
+        `hidden` becomes the layer's result.
+        """
+        experts = self.reference.arch.experts
+        assert experts is not None
+
+        def shared(stage: str, index: slice) -> torch.Tensor:
+            return stages.shared_input(stage, hidden[index], attended[index])
+
+        for stage in stages.stages:
+            if stage.startswith("shared"):
+                work.stage(stage, stages, partial(shared, stage))
+        seen = LayerExperts(experts.count)
+        with stages.watching(seen):
+            for index in self.batches():
+                hidden[index] = stages.behind_attention(hidden[index], attended[index])
+        return seen.found()
 
     def _shared_layer(self, folder: Path, number: int, statistics: FloatStatistics) -> None:
         inputs, folds = statistics.layer(number), dict[str, torch.Tensor]()

@@ -7,6 +7,8 @@ order packs them itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 import torch
 
@@ -33,9 +35,14 @@ ZERO_POINTS, ROUTER_WEIGHTS = 11, 14
 
 
 def quantize_experts(
-    graph: ir.Graph, node: ir.Node, form: BlockFormat, decoder: Decoder, recipe: Recipe
+    graph: ir.Graph,
+    node: ir.Node,
+    form: BlockFormat,
+    decoder: Decoder,
+    recipe: Recipe,
+    roundings: Mapping[str, Rounding],
 ) -> dict[str, Weight]:
-    """Put QMoE in the place of a node MoE.
+    """Put QMoE in the place of a node MoE; `roundings` are what a calibration found.
 
     Returns:
         The layer's matrices as the codes stand for them, by canonical name.
@@ -48,7 +55,9 @@ def quantize_experts(
     before: list[ir.Node] = []
     for kind, place in MATRICES.items():
         source = decoder.weights[layer + kind]
-        matrix = QuantizedMatrix(source, form, *_rounded(source, form, recipe), flat=True)
+        scale_type, rounding = _rounded(source, form, recipe)
+        rounding = roundings.get(layer + kind, rounding)
+        matrix = QuantizedMatrix(source, form, scale_type, rounding, flat=True)
         found, zeros, widen = _values(graph, node.inputs[place], matrix, experts.count)
         bias = node.inputs[place + 1] if len(node.inputs) > place + 1 else None
         inputs += [*found, bias]

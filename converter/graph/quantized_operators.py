@@ -69,7 +69,7 @@ class Calibrated(Protocol):
 def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | None = None) -> Graph:
     """The graph with quantized operators, rounded to nearest or with a calibration's codes.
 
-    A model with experts is not calibrated: its search looks at the weights alone.
+    Where nothing was calibrated, as with experts, a search looks at the weights alone.
     """
     quant, decoder = recipe.quant, artifact.decoder
     head = calibrated.forms.get(HEAD) if calibrated else matrix_format(HEAD, quant)
@@ -79,7 +79,7 @@ def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | No
         shipped = {name: weight.cast(dtype) for name, weight in calibrated.weights.items()}
         offset = decoder.architecture.norm.offset
         _replace_constants(artifact.model.graph, calibrated.weights, dtype, offset)
-    shipped |= _all_experts(artifact, recipe)
+    shipped |= _all_experts(artifact, recipe, calibrated.roundings if calibrated else {})
     table: QuantizedMatrix | None = None
     for node in list(artifact.model.graph):
         matrix = node.metadata_props.get(MATRIX)
@@ -100,13 +100,15 @@ def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | No
     return dataclasses.replace(artifact, shipped=shipped)
 
 
-def _all_experts(artifact: Graph, recipe: Recipe) -> dict[str, Weight]:
+def _all_experts(
+    artifact: Graph, recipe: Recipe, roundings: Mapping[str, Rounding]
+) -> dict[str, Weight]:
     """Quantize the experts of every layer; their matrices as the codes stand for them."""
     form, graph = matrix_format(EXPERTS_DOWN, recipe.quant), artifact.model.graph
     found: dict[str, Weight] = {}
     for node in [node for node in graph if node.op_type == "MoE"]:
         if form is not None:
-            found |= quantize_experts(graph, node, form, artifact.decoder, recipe)
+            found |= quantize_experts(graph, node, form, artifact.decoder, recipe, roundings)
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -424,17 +425,20 @@ class Place:
 
 
 def published_places(layout: LayoutConfig, arch: Architecture) -> dict[str, Place]:
-    """Where the first layer's canonical tensors are, whether the checkpoint holds them or not.
+    """Where a layer's canonical tensors are, whether the checkpoint holds them or not.
 
     Names are canonical ones without `layers.0.`, such as `q_proj_bias`; those of fused tensors are
-    of their parts.
+    of their parts. The checkpoint's are those of layer 0, also for what only other layers have.
     """
     found: dict[str, Place] = {}
-    for canonical, name in published_names(layout, replace(arch, num_hidden_layers=1)).items():
-        _, inside, kind = canonical.partition("layers.0.")
-        suffix, kind = (BIAS if is_bias(kind) else ""), kind.removesuffix(BIAS)
-        if not inside:
+    for canonical, name in published_names(layout, arch).items():
+        prefix, _, kind = canonical.rpartition(".")
+        if not re.fullmatch(r"layers\.\d+", prefix):
             continue
+        number = prefix.partition(".")[2]
+        start = layout.layer_prefix.replace("{layer}", number)
+        name = layout.layer_prefix.replace("{layer}", "0") + name.removeprefix(start)
+        suffix, kind = (BIAS if is_bias(kind) else ""), kind.removesuffix(BIAS)
         if kind in FUSED:
             order, offset = _row_order(kind, layout, arch), 0
             for part in FUSED[kind]:
@@ -444,8 +448,8 @@ def published_places(layout: LayoutConfig, arch: Architecture) -> dict[str, Plac
                 offset += count
         elif kind in HALVES:
             half = canonical_shape(HALVES[kind][0], arch)[0]
-            for part, start in zip(HALVES[kind], (0, half), strict=True):
-                found[part + suffix] = Place(name, torch.arange(start, start + half))
+            for part, start_row in zip(HALVES[kind], (0, half), strict=True):
+                found[part + suffix] = Place(name, torch.arange(start_row, start_row + half))
         else:
             found[kind + suffix] = Place(name)
     return found

@@ -91,21 +91,20 @@ class Reference:
 
         A description's empty names have none.
         """
-        before, layer = self._model.example_layer()
-        parameters = {before + name for name, _ in layer.named_parameters()}
+        before, parameters = self._model.first_prefix, self._model.layer_parameters()
         if self.decoder.layout.reference == "config":
             found = published_places(self.decoder.layout, self.arch)
         else:
             found = {kind: Place(f"{before}{name}") for kind, name in _llama_parameters()}
-        return {
+        inside = {
             kind: replace(place, name=place.name.removeprefix(before))
             for kind, place in found.items()
-            if place.name in parameters
         }
+        return {kind: place for kind, place in inside.items() if place.name in parameters}
 
-    def submodule(self, name: str) -> torch.nn.Module:
-        """A module of the class's first layer, without weights."""
-        return self._model.example_layer()[1].get_submodule(name)
+    def owner(self, place: Place) -> torch.nn.Module:
+        """The module of the class whose parameter a place is; it has no weights."""
+        return self._model.layer_parameters()[place.name]
 
     def hidden_states(self, token_ids: torch.Tensor, layers: int | None = None) -> torch.Tensor:
         """Hidden states after the first `layers` layers (all when None), before the last norm."""

@@ -125,10 +125,19 @@ class TransformersModel:
         output: torch.Tensor = result[0] if isinstance(result, tuple) else result
         return output
 
-    def example_layer(self) -> tuple[str, torch.nn.Module]:
-        """What stands before the names of the first layer's parameters, and that layer, which has
-        no weights."""
-        return f"{self._prefix}.0.", self._layers[0]
+    @property
+    def first_prefix(self) -> str:
+        """What stands before the names of the first layer's parameters."""
+        return f"{self._prefix}.0."
+
+    def layer_parameters(self) -> dict[str, torch.nn.Module]:
+        """The parameters of all kinds of layers, by their names in a layer, with the modules whose
+        they are; the modules have no weights."""
+        return {
+            name: layer.get_submodule(name.rpartition(".")[0])
+            for layer in reversed(self._layers)
+            for name, _ in layer.named_parameters()
+        }
 
     def parameter(self, number: int, name: str) -> Weight | None:
         """The weight of a layer's parameter, such as self_attn.q_proj.weight."""
@@ -351,11 +360,31 @@ class ExpertParameter:
 
     def __init__(self, weight: Weight, dtype: torch.dtype) -> None:
         self._weight, self._dtype = weight, dtype
+        self.watch: Callable[[int, torch.Tensor], None] | None = None
+        """Told the number of an expert, and each tensor that the class multiplies it with."""
 
     def __getitem__(self, expert: Any) -> torch.Tensor:
         """The expert's part; reads it."""
         number = int(expert)
-        return self._weight.rows(number, number + 1)[0].to(self._dtype)
+        found = self._weight.rows(number, number + 1)[0].to(self._dtype)
+        if self.watch is None:
+            return found
+        watched = found.as_subclass(_Watched)
+        watched.told = partial(self.watch, number)
+        return watched
+
+
+class _Watched(torch.Tensor):
+    """A matrix that tells what stands before it in a product."""
+
+    told: Callable[[torch.Tensor], None]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if len(args) > 1 and isinstance(args[1], cls) and not isinstance(args[0], cls):
+            args[1].told(args[0])
+        plain = [item.as_subclass(torch.Tensor) if isinstance(item, cls) else item for item in args]
+        return func(*plain, **(kwargs or {}))
 
 
 class _Head(torch.nn.Module):

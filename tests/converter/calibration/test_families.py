@@ -48,8 +48,12 @@ def of(name: str) -> tuple[Any, Decoder, Recipe]:
 
 def modules_of(model: Any, decoder: Decoder, number: int) -> dict[str, tuple[Any, Any]]:
     """transformers' own modules of a layer's linears, and the rows that each part has."""
-    layout = decoder.layout
-    prefix = layout.layer_prefix.replace("{layer}", str(number))
+    prefix = decoder.layout.layer_prefix.replace("{layer}", str(number))
+    inner = next(
+        (name for name in ("language_model", "text_model") if hasattr(model.base_model, name)), None
+    )
+    if inner is not None:
+        prefix = prefix.replace("model.", f"model.{inner}.", 1)
     places = Reference(decoder).places
     return {
         part: (
@@ -58,7 +62,7 @@ def modules_of(model: Any, decoder: Decoder, number: int) -> dict[str, tuple[Any
         )
         for parts in STAGES.values()
         for part in parts
-        if part in places
+        if part in places and f"layers.{number}.{part}" in decoder.weights
     }
 
 
@@ -72,7 +76,7 @@ def test_stages_see_what_the_whole_model_gives_its_linears(name: str) -> None:
         for part, (module, _) in modules_of(model, decoder, number).items():
 
             def look(_m: Any, args: Any, key: tuple[int, str] = (number, part)) -> None:
-                expected[key] = args[0]
+                expected[key] = args[0].reshape(1, -1, args[0].shape[-1])
 
             hooks.append(module.register_forward_pre_hook(look))
     with torch.no_grad():
@@ -87,17 +91,19 @@ def test_stages_see_what_the_whole_model_gives_its_linears(name: str) -> None:
                 stages = LayerStages(reference, module, number)
                 context = stages.output_input(hidden)
                 attended = stages.attended(context)
-                found = {
-                    "attention": stages.attention_input(hidden),
-                    "output": context,
-                    "feed_forward": stages.feed_forward_input(hidden, attended),
-                    "down": stages.down_input(hidden, attended),
-                }
+                found = {"attention": stages.attention_input(hidden), "output": context}
                 together, whole = stages.run(hidden)
-                hidden = stages.result(hidden, attended, stages.fed(found["down"]))
+                if stages.has_experts:
+                    for stage in stages.stages[2:]:
+                        found[stage] = stages.shared_input(stage, hidden, attended)
+                    hidden = stages.behind_attention(hidden, attended)
+                else:
+                    found["feed_forward"] = stages.feed_forward_input(hidden, attended)
+                    found["down"] = stages.down_input(hidden, attended)
+                    hidden = stages.result(hidden, attended, stages.fed(found["down"]))
                 assert relative(hidden, whole) < 1e-6
-            for stage, parts in STAGES.items():
-                for part in parts:
+            for stage in stages.stages:
+                for part in STAGES[stage]:
                     if (number, part) in expected:
                         assert relative(found[stage], expected[number, part]) < 1e-5, (number, part)
                         assert relative(together[stage], expected[number, part]) < 1e-5
@@ -133,13 +139,16 @@ def test_gradients_are_those_of_the_whole_model(name: str, tmp_path: Path) -> No
     squares = {}
     for key, gradient in zip(names, found, strict=True):
         rows = outputs[key][1]
-        squares[key] = (gradient if rows is None else gradient[..., rows])[0].square()
+        own = gradient if rows is None else gradient[..., rows]
+        squares[key] = own.reshape(-1, own.shape[-1]).square()
     for key, square in squares.items():
         expected = square.mean(0)
         assert relative(fisher.rows[f"layers.{key}"], expected) < 5e-3, key
     for number in range(decoder.architecture.num_hidden_layers):
         for stage, parts in STAGES.items():
             inside = [f"{number}.{part}" for part in parts if f"{number}.{part}" in squares]
+            if not inside:
+                continue
             sums = torch.stack([squares[key].sum(-1) for key in inside]).sum(0)
             weights = fisher.tokens[f"layers.{number}.{stage}"]
             assert relative(weights[0], sums / sums.mean()) < 5e-3, (number, stage)
