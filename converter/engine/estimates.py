@@ -19,7 +19,7 @@ from converter.graph.formats import candidate_formats
 from converter.graph.matrices import graph_matrices, matrix_format
 from converter.graph.names import layer_prefix
 from converter.model.decoder import Decoder
-from converter.model.tensor_kinds import EXPERTS_DOWN, EXPERTS_GATE_UP
+from converter.model.tensor_kinds import EXPERTS_DOWN, EXPERTS_GATE_UP, leaf
 from converter.quantization.mixed import matrix_bytes
 from converter.quantization.quantized_matrix import QuantizedMatrix
 from converter.recipe.schema import EvaluateConfig, Recipe
@@ -48,6 +48,8 @@ TILE_BYTES = 24
 """Bytes per value of the rows that a core rounds at a time; GPTQ with its refinement takes most."""
 CODED_BYTES = 1.3
 """Bytes per value of finished codes, unpacked until the layer ends."""
+STACKED = (EXPERTS_GATE_UP, EXPERTS_DOWN)
+"""Matrices of all experts of a layer."""
 INSTALL_BYTES = 8
 """Bytes per value of a matrix as its codes become the float32 weights of the rounded layer."""
 
@@ -204,7 +206,10 @@ def _shapes(recipe: Recipe, decoder: Decoder) -> _Shapes:
     count = max(1, config.tokens // length)
     together = max(1, BATCH_VALUES // (length * arch.intermediate_size))
     mixture = arch.num_attention_heads * arch.head_dim
-    columns = (arch.hidden_size, mixture, arch.hidden_size, arch.intermediate_size)
+    inner = arch.intermediate_size
+    if arch.experts is not None and all(arch.experts.layers):
+        inner = max(1, arch.experts.shared_intermediate_size)
+    columns = (arch.hidden_size, mixture, arch.hidden_size, inner)
     rows = max(TILE_VALUES, TILE_ROWS * max(columns))
     return _Shapes(
         tokens=count * length,
@@ -220,8 +225,14 @@ def _shapes(recipe: Recipe, decoder: Decoder) -> _Shapes:
 
 
 def _first_layer(decoder: Decoder) -> list[int]:
-    """Values of the weights of a layer; all layers have the same."""
-    return [item.numel for name, item in decoder.weights.items() if name.startswith("layers.0.")]
+    """Values of the weights of a layer, of which all have the same; of experts those of one, since
+    the reference reads one at a time."""
+    experts = decoder.architecture.experts
+    return [
+        item.numel // (experts.count if experts and leaf(name) in STACKED else 1)
+        for name, item in decoder.weights.items()
+        if name.startswith("layers.0.")
+    ]
 
 
 def _weighted(recipe: Recipe) -> bool:
@@ -250,6 +261,8 @@ def _codes_disk(recipe: Recipe, decoder: Decoder) -> int:
     budget each in the smallest of its formats."""
     total = 0
     for matrix in graph_matrices(recipe, decoder):
+        if leaf(matrix.name) in STACKED:  # their codes are made when they are written
+            continue
         own = matrix_format(matrix.name, recipe.quant)
         options = candidate_formats(matrix, recipe.quant) if recipe.quant.mixed else [own]
         sizes = [matrix_bytes(matrix.rows, matrix.columns, form, FLOAT) for form in options if form]

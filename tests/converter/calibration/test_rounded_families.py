@@ -50,6 +50,10 @@ STRUCTURES = [
     "smollm3",
     "jais2",
     "llama_mlp_bias",
+    "qwen2_moe_window",
+    "gpt_oss",
+    "granite_moe_shared",
+    "mixtral",
 ]
 """Each has another set of norms, folds, fused tensors or places."""
 
@@ -59,17 +63,20 @@ def test_the_calibrated_graph_is_transformers_on_its_weights(
     name: str, make_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
     """One scheme a family, in turn."""
-    scheme = [*SCHEMES][STRUCTURES.index(name) % len(SCHEMES)]
+    of_experts = "moe" in name or name in ("gpt_oss", "mixtral")
+    schemes = [*SCHEMES][:2] if of_experts else [*SCHEMES]
+    scheme = schemes[STRUCTURES.index(name) % len(schemes)]
     save(random_model(FAMILIES[name]), tmp_path / "checkpoint")
     decoder, described = read(tmp_path / "checkpoint", FAMILIES[name].architecture)
     decoder = replace(decoder, checkpoint=replace(decoder.checkpoint, folder=None))
-    words = [*WORDS, *SCHEMES[scheme]]
+    words = [*WORDS, *SCHEMES[scheme], "quant.experts.block_size=16"]
     recipe = make_recipe(*words)
     recipe = replace(recipe, layout=described.layout, graph=described.graph)
     found = calibrate(recipe, decoder, Cache(tmp_path / "cache"), lambda *_: None)
     graph = quantized_graph(build_graph(decoder, recipe), recipe, found)
     kinds = [node.op_type for node in graph.model.graph]
-    assert kinds.count("MatMulNBits") == len(found.forms)
+    assert kinds.count("MatMulNBits") + 2 * kinds.count("QMoE") == len(found.forms)
+    assert (kinds.count("QMoE") > 0) == of_experts == bool(found.experts)
     reference = Reference(decoder, graph.shipped)
     expected = reference.logits(reference.hidden_states(IDS))[0]
     cached = quantized_graph(build_graph(decoder, recipe), recipe, found)
@@ -82,7 +89,8 @@ def test_the_calibrated_graph_is_transformers_on_its_weights(
     quantize_caches(cached.model, ranges)
     session = session_of(cached, tmp_path)
     rounded, _ = run(session, IDS, {}, IDS.shape[1])
-    assert 0 < relative(rounded, expected) < 0.15
+    limit = 0.4 if of_experts else 0.15  # a router may choose another expert
+    assert 0 < relative(rounded, expected) < limit
 
 
 def test_rounding_is_better_calibrated(make_recipe: Callable[..., Any], tmp_path: Path) -> None:
