@@ -25,7 +25,7 @@ from converter.weights.safetensors_file import open_safetensors, write_safetenso
 from converter.weights.spill import Spill
 from converter.weights.weight import TensorWeight
 
-FILE = "statistics.safetensors"
+FILE, HESSIAN = "statistics.safetensors", ".hessian"
 
 TokenWeights = Callable[[str, slice], torch.Tensor | None]
 """(stage's name, sequences) to the weight of each token, or None where all weigh alike."""
@@ -51,7 +51,9 @@ class FloatStatistics:
 
     def layer(self, number: int) -> dict[str, Inputs]:
         """Statistics by stage of one layer."""
-        return {stage: read_inputs(self._folder(number), stage) for stage in STAGES}
+        folder = self._folder(number)
+        found = {name.removesuffix(HESSIAN) for name in open_safetensors(folder / FILE)}
+        return {stage: read_inputs(folder, stage) for stage in STAGES if stage in found}
 
     def head(self) -> Inputs:
         """Statistics of what lm_head reads."""
@@ -92,7 +94,8 @@ class FloatStatistics:
             def make(folder: Path) -> None:
                 nonlocal made
                 made = True
-                found = {stage: Inputs(columns) for stage, columns in self._columns().items()}
+                sizes = self._columns()
+                found = {stage: Inputs(sizes[stage]) for stage in stages.stages}
                 self._run(stages, number, hidden, found)
                 write_inputs(folder, found)
 
@@ -103,7 +106,8 @@ class FloatStatistics:
     def _columns(self) -> dict[str, int]:
         arch = self._reference.arch
         hidden, mixed = arch.hidden_size, arch.num_attention_heads * arch.head_dim
-        return dict(zip(STAGES, (hidden, mixed, hidden, arch.intermediate_size), strict=True))
+        sizes = (hidden, mixed, hidden, arch.intermediate_size)
+        return dict(zip(("attention", "output", "feed_forward", "down"), sizes, strict=True))
 
     def _run(
         self, stages: LayerStages, number: int, hidden: Spill, found: Mapping[str, Inputs]
@@ -129,7 +133,7 @@ def write_inputs(folder: Path, found: Mapping[str, Inputs]) -> None:
     """Keep statistics by stage in `folder`."""
     tensors: dict[str, torch.Tensor] = {}
     for stage, inputs in found.items():
-        tensors[f"{stage}.hessian"] = inputs.hessian
+        tensors[stage + HESSIAN] = inputs.hessian
         if inputs.held is not None:
             tensors[f"{stage}.held"] = inputs.held
     write_safetensors(folder / FILE, {name: TensorWeight(x) for name, x in tensors.items()})
@@ -139,4 +143,4 @@ def read_inputs(folder: Path, stage: str) -> Inputs:
     """The statistics of one stage that `write_inputs` kept."""
     tensors = open_safetensors(folder / FILE)
     held = tensors.get(f"{stage}.held")
-    return Inputs.of(tensors[f"{stage}.hessian"].read(), held.read() if held else None)
+    return Inputs.of(tensors[stage + HESSIAN].read(), held.read() if held else None)

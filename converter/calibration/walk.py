@@ -270,7 +270,7 @@ class Walk:
             self._divide(inputs, folds, f"layers.{number}")
         after, plain = self._folded(number, folds)
         work = _LayerWork(self, number, after, plain)
-        for stage in STAGES:
+        for stage in list(inputs):
             for matrix in self.stage_matrices(number, stage):
                 work.round(matrix, inputs[stage])
             del inputs[stage]

@@ -113,12 +113,13 @@ def build_decoder(checkpoint: Checkpoint, layout: LayoutConfig, arch: Architectu
 
 def _renamed(tensors: Mapping[str, Weight], layout: LayoutConfig) -> dict[str, Weight]:
     """The tensors with the starts of names that the layout has; the longest that fits counts."""
-    starts = sorted(layout.prefixes, key=len, reverse=True)
+    pairs = [entry.partition("=")[::2] for entry in layout.prefixes]
+    pairs.sort(key=lambda pair: -len(pair[0]))
     found = {}
     for name, weight in tensors.items():
-        start = next((start for start in starts if name.startswith(start)), None)
-        own = name if start is None else layout.prefixes[start] + name.removeprefix(start)
-        found[name if own in tensors else own] = weight
+        start, own = next((pair for pair in pairs if name.startswith(pair[0])), ("", ""))
+        renamed = own + name.removeprefix(start)
+        found[name if renamed in tensors else renamed] = weight
     return found
 
 

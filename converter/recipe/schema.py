@@ -80,9 +80,9 @@ class LayoutConfig:
     expert's number; without it the name is that of one tensor with all of them, as it stands."""
     ignored: list[str] = field(default_factory=list)
     """Glob patterns of checkpoint tensors that carry nothing the graph needs, such as buffers."""
-    prefixes: dict[str, str] = field(default_factory=dict)
-    """Other starts of names, each with what the layout has in its place: in a multimodal
-    checkpoint the language model's names start with `language_model.`."""
+    prefixes: list[str] = field(default_factory=list)
+    """Other starts of names, each as `START=OWN` with what the layout has in its place: in a
+    multimodal checkpoint the language model's names start with `language_model.`."""
     row_order: dict[str, str] = field(default_factory=dict)
     """Canonical projection to its row order (see converter/model/row_order.py)."""
     transposed: list[str] = field(default_factory=list)

@@ -28,7 +28,7 @@ def test_stages_compute_what_transformers_layer_does(
             states, found = stages.run(hidden)
     assert torch.allclose(found, expected, atol=1e-5)
     arch = decoder.architecture
-    assert list(states) == list(STAGES)
+    assert list(states) == stages.stages == ["attention", "output", "feed_forward", "down"]
     assert states["output"].shape[-1] == arch.num_attention_heads * arch.head_dim
     assert states["down"].shape[-1] == arch.intermediate_size
 
@@ -38,7 +38,8 @@ def test_a_matrix_that_was_put_in_is_the_one_that_runs(
 ) -> None:
     """Each linear in turn: doubled in the stages and in the weights of another reference."""
     hidden = hidden_of(decoder)
-    for part in (part for parts in STAGES.values() for part in parts):
+    inside = [part for parts in STAGES.values() for part in parts]
+    for part in (part for part in inside if f"layers.1.{part}" in decoder.weights):
         name = f"layers.1.{part}"
         doubled = TensorWeight(decoder.weights[name].read() * 2)
         other = Reference(decoder, {**decoder.weights, name: doubled})

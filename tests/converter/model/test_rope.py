@@ -154,7 +154,7 @@ def test_longrope_has_the_rows_of_short_sequences_in_front() -> None:
         ({"rope_type": "longrope", "short_factor": SHORT}, "long_factor=None"),
         ({"rope_type": "longrope", "short_factor": SHORT, "long_factor": [1, "x"]}, "long_factor"),
         ({"rope_type": "yarn", "factor": 2.0, "beta_fast": "x"}, "beta_fast='x'"),
-        ({"rope_type": "yarn", "factor": 2.0, "llama_4_scaling_beta": 0.1}, "llama_4_scaling_beta"),
+        ({"rope_type": "yarn", "factor": 2.0, "mystery_beta": 0.1}, "mystery_beta"),
         ({"rope_type": "linear", "factor": 2.0, "mrope_section": [1]}, "mrope_section"),
         ({"rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": -1}, "=-1"),
     ],
