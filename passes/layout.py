@@ -6,6 +6,7 @@ from typing import Any
 
 from converter.engine.contract import Done, Pass, Run
 from converter.errors import together_with
+from converter.graph.source_codes import source_notes
 from converter.model.architecture import read_architecture
 from converter.model.checkpoint import Checkpoint
 from converter.model.config_view import TEXT_SECTION
@@ -40,10 +41,15 @@ class Layout(Pass[Checkpoint, Decoder]):
                 f"Left out {len(decoder.ignored)} tensors beside the language model, such as "
                 f"{decoder.ignored[0]}: the folder reads text alone."
             )
+        for note in (*source_notes(run.recipe, decoder), *decoder.notes):
+            run.progress.message(note)
         experts = f", {arch.experts.said}" if arch.experts else ""
+        facts = _expert_facts(arch.experts) if arch.experts else {}
+        if decoder.stored:
+            facts["quantized_source"] = dict(decoder.stored)
         return Done(
             decoder,
-            _expert_facts(arch.experts) if arch.experts else {},
+            facts,
             summary=f"{arch.num_hidden_layers} layers, hidden size {arch.hidden_size}, "
             f"{arch.num_attention_heads} heads, {arch.num_key_value_heads} KV heads{experts}",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from converter.calibration.layer import stage_problems
 from converter.engine.contract import Done, Pass, Run
@@ -13,6 +14,7 @@ from converter.graph.graph import Graph
 from converter.graph.kernels import kernel_problems
 from converter.graph.matrices import matrix_format
 from converter.graph.quantized_operators import quantized_graph
+from converter.graph.source_codes import calibration_problems, kept_kinds, source_facts
 from converter.machine.disk import Room
 from converter.model.checkpoint import TOKENIZERS
 from converter.model.decoder import Decoder
@@ -45,12 +47,14 @@ class Quantize(Pass[Graph, Graph]):
                 yield from error.problems
         if decoder is None:
             return
-        yield from indivisible(quant, decoder.architecture, check_layers=not quant.mixed)
+        kept = set() if _calibrates(recipe, decoder) else kept_kinds(recipe, decoder)
+        yield from indivisible(quant, decoder.architecture, not quant.mixed, kept)
         if decoder.architecture.experts is not None:
             yield from _expert_problems(recipe)
         if _calibrates(recipe, decoder):
             yield from stage_problems(decoder, "quant=rtn, or quant=rtn_block128")
             yield from _calibration_problems(recipe, decoder)
+            yield from calibration_problems(recipe, decoder)
         if quant.mixed and decoder.architecture.experts is None:
             yield from budget_problems(recipe, decoder)
 
@@ -64,7 +68,8 @@ class Quantize(Pass[Graph, Graph]):
     def run(self, artifact: Graph, run: Run) -> Done[Graph]:
         if not _calibrates(run.recipe, artifact.decoder):
             quantized = self.preview(artifact, run)
-            return Done(quantized, _expert_facts(quantized, run.recipe), _operators(quantized))
+            facts = _expert_facts(quantized, run.recipe) | _source_facts(artifact, run)
+            return Done(quantized, facts, _operators(quantized))
         from converter.calibration.calibrate import calibrate
 
         calibrated = calibrate(
@@ -72,6 +77,7 @@ class Quantize(Pass[Graph, Graph]):
         )
         quantized = quantized_graph(artifact, run.recipe, calibrated)
         facts = _expert_facts(quantized, run.recipe) | calibrated.facts()
+        facts |= _source_facts(artifact, run)
         return Done(quantized, facts, _operators(quantized))
 
     def preview(self, artifact: Graph, run: Run) -> Graph:
@@ -85,6 +91,11 @@ class Quantize(Pass[Graph, Graph]):
 
     def ensures(self, given: Graph, run: Run) -> Iterable[Problem]:
         return kernel_problems(given.model, run.recipe.target)
+
+
+def _source_facts(graph: Graph, run: Run) -> dict[str, Any]:
+    found = source_facts(run.recipe, graph.decoder)
+    return {"source": found} if found else {}
 
 
 def _operators(graph: Graph) -> str:

@@ -32,6 +32,11 @@ def explanation(folder: Path) -> Iterator[str]:
         f"{key} {value}" for key, value in source.items() if isinstance(value, (str, int))
     )
     yield from _file_lines(source.get("files", {}))
+    held = lock.get("facts", {}).get("layout", {}).get("quantized_source", {})
+    if held:
+        yield "           quantized: " + ", ".join(
+            f"{n} weights {form}" for form, n in held.items()
+        )
     quant, target = values.get("quant", {}), values.get("target", {})
     yield (
         f"target:    {target.get('execution_provider')} {target.get('float_type')}; quantized: "

@@ -61,6 +61,8 @@ def _model(plan: Plan) -> Iterator[str]:
         f"{len(tensors)} tensors, {plan.parameters / 1e9:.2f} G parameters, {', '.join(types)}, "
         f"{format_bytes(sum(weight.nbytes for weight in tensors))}",
     )
+    for stored, count in plan.decoder.stored.items():
+        yield _row("", f"{count} weights quantized: {stored}")
     if plan.decoder.ignored:
         yield _row("", f"ignored: {', '.join(plan.decoder.ignored)}")
     yield _row(

@@ -20,6 +20,7 @@ from converter.graph.matrices import graph_matrices, matrix_format
 from converter.graph.names import layer_prefix
 from converter.model.decoder import Decoder
 from converter.model.tensor_kinds import EXPERTS_DOWN, EXPERTS_GATE_UP, leaf
+from converter.quantization.coded_weight import CodedWeight
 from converter.quantization.mixed import matrix_bytes
 from converter.quantization.quantized_matrix import QuantizedMatrix
 from converter.recipe.schema import EvaluateConfig, Recipe
@@ -30,6 +31,8 @@ FLOAT = 4
 """Bytes of a float32."""
 CODES_BYTES = 30
 """Bytes per value of a tile while it is quantized: source, float32 copies, codes, packed codes."""
+KEPT_BYTES = 5
+"""The same while codes of the source are put in another order: words, and codes out of them."""
 FINITE_BYTES = 3
 """Bytes per value of the masks that the check for NaN makes, besides one copy of the tile."""
 THREAD_BYTES = 15_000_000
@@ -63,7 +66,8 @@ def writing_memory(weights: Iterable[Weight], threads: int | None) -> int:
 def _tile_memory(weight: Weight) -> int:
     if isinstance(weight, GroupPart) and isinstance(weight.group, QuantizedMatrix):
         start, stop = next(weight.group.tiles())
-        return (stop - start) * weight.group.source.shape[1] * CODES_BYTES
+        each = KEPT_BYTES if weight.group.keeps else CODES_BYTES
+        return (stop - start) * weight.group.source.shape[1] * each
     start, stop = next(iter(weight.tiles()), (0, 0))
     values = (stop - start) * math.prod(weight.shape[1:])
     copies = weight.dtype.itemsize + FINITE_BYTES if weight.dtype.is_floating_point else 0
@@ -280,7 +284,13 @@ def _statistics_disk(decoder: Decoder, shapes: _Shapes) -> int:
 
 def smallest_size(recipe: Recipe, decoder: Decoder) -> int:
     """A lower bound of the result's bytes, from shapes alone."""
-    bits = {"fp32": 32, "fp16": 16, "bf16": 16}[recipe.target.float_type]
-    if recipe.quant.round != "none":
-        bits = recipe.quant.bits
-    return sum(weight.numel for weight in decoder.weights.values()) * bits // 8
+    weights, quant = decoder.weights.values(), recipe.quant
+    if quant.round == "none":
+        bits = {"fp32": 32, "fp16": 16, "bf16": 16}[recipe.target.float_type]
+        return sum(weight.numel for weight in weights) * bits // 8
+    return sum(weight.numel * min(quant.bits, _held_bits(weight)) for weight in weights) // 8
+
+
+def _held_bits(weight: Weight) -> int:
+    """Bits of a value's code in the source, which the recipe may keep; 32 for floats."""
+    return weight.form.bits if isinstance(weight, CodedWeight) else 32

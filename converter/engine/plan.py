@@ -17,6 +17,7 @@ from converter.engine.execution import find_problems, order_problems, rooms
 from converter.errors import ConvertError, Problem, raise_if
 from converter.graph.graph import Graph
 from converter.graph.names import DATA_FILE, EXPERTS_LAYER, MATRIX, MODEL_FILE
+from converter.graph.source_codes import source_notes
 from converter.graph.tensors import WeightTensor, model_weights
 from converter.machine.disk import Room, free_bytes
 from converter.machine.memory import process_memory
@@ -128,7 +129,13 @@ def make_plan(recipe: Recipe, passes: Sequence[Pass[Any, Any]]) -> Plan:
     return dataclasses.replace(
         base,
         problems=tuple(dict.fromkeys([*problems, *found])),
-        notes=(*checkpoint.notes, *tokenizer_notes, *_position_notes(graph)),
+        notes=(
+            *checkpoint.notes,
+            *source_notes(recipe, decoder),
+            *decoder.notes,
+            *tokenizer_notes,
+            *_position_notes(graph),
+        ),
         decoder=decoder,
         fetch_bytes=_bytes_to_fetch(checkpoint),
         matrices=tuple(_matrices(graph)),
@@ -258,6 +265,7 @@ def _matrix(kind: str, operator: str, weight: Weight) -> MatrixPlan:
         form = group.form
         sign = "symmetric" if form.symmetric else "asymmetric"
         text = f"int{form.bits}, block {form.block_size}, {sign}"
+        text += ", kept" if group.keeps else ""
         nbytes = sum(group.part(name).nbytes for name in group.specs)
         rows, columns = group.source.shape
         return MatrixPlan(kind, 1, (rows, columns), operator, text, nbytes)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from converter.errors import ConvertError, Problem
 from converter.graph.matrices import Matrix, graph_matrices, matrix_format
+from converter.graph.source_codes import kept_codes
 from converter.model.architecture import Architecture
 from converter.model.decoder import Decoder
 from converter.model.tensor_kinds import EMBEDDING, EXPERTS_DOWN, EXPERTS_GATE_UP, HEAD
@@ -36,14 +37,20 @@ def quantized_bytes(recipe: Recipe, decoder: Decoder) -> int:
 
     The folder is larger by the rotary caches, the alignment of tensors and the graph.
     """
-    quant, width = recipe.quant, FLOAT_BYTES[recipe.scale_type]
+    width = FLOAT_BYTES[recipe.scale_type]
     formats = {
         matrix: [form]
         for matrix in graph_matrices(recipe, decoder)
-        if (form := matrix_format(matrix.name, quant))
+        if (form := _own_format(matrix.name, recipe, decoder))
     }
     matrices = sum(matrix_bytes(m.rows, m.columns, form, width) for m, [form] in formats.items())
     return matrices + _fixed_bytes(recipe, decoder, formats)
+
+
+def _own_format(matrix: str, recipe: Recipe, decoder: Decoder) -> BlockFormat | None:
+    """The format of a matrix: the source's where its codes are kept, or the recipe's."""
+    kept = kept_codes(matrix, recipe, decoder)
+    return kept.form if kept else matrix_format(matrix, recipe.quant)
 
 
 def tied_format(
@@ -201,9 +208,16 @@ SECTIONS = {
 
 
 def indivisible(
-    quant: QuantConfig, arch: Architecture, check_layers: bool = True
+    quant: QuantConfig,
+    arch: Architecture,
+    check_layers: bool = True,
+    kept: Collection[str] = (),
 ) -> Iterator[Problem]:
-    """Matrices whose columns the recipe's block size does not divide."""
+    """Matrices whose columns the recipe's block size does not divide.
+
+    `kept` are those of which all have the source's own blocks; `q_proj` stands for all that read
+    hidden states.
+    """
     columns = {
         "q_proj": arch.hidden_size,
         "o_proj": arch.num_attention_heads * arch.head_dim,
@@ -216,7 +230,7 @@ def indivisible(
         padded = quant.pad_last_block and matrix not in (EMBEDDING, EXPERTS_GATE_UP, EXPERTS_DOWN)
         chosen = not check_layers and matrix != EMBEDDING
         chosen = chosen and any(count % other.block_size == 0 for other in CANDIDATES)
-        if form is None or count % form.block_size == 0 or padded or chosen:
+        if matrix in kept or form is None or count % form.block_size == 0 or padded or chosen:
             continue
         key = SECTIONS.get(matrix, "quant")
         fitting = [size for size in (256, 128, 64, 32, 16) if count % size == 0]

@@ -34,7 +34,9 @@ from converter.graph.quantized_tensors import (
     searched,
     zero_point_values,
 )
+from converter.graph.source_codes import kept_codes, kept_scale_type
 from converter.graph.tensors import FLOAT_TYPES, WeightTensor, add_initializer
+from converter.model.decoder import Decoder
 from converter.model.tensor_kinds import (
     BIAS,
     EMBEDDING,
@@ -67,7 +69,8 @@ class Calibrated(Protocol):
 
 
 def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | None = None) -> Graph:
-    """The graph with quantized operators, rounded to nearest or with a calibration's codes.
+    """The graph with quantized operators: a matrix has the source's codes where the recipe keeps
+    them, a calibration's, or is rounded to nearest.
 
     Where nothing was calibrated, as with experts, a search looks at the weights alone.
     """
@@ -85,16 +88,14 @@ def quantized_graph(artifact: Graph, recipe: Recipe, calibrated: Calibrated | No
         matrix = node.metadata_props.get(MATRIX)
         if matrix is None:
             continue
+        codes = HEAD if matrix == EMBEDDING and tied else matrix
         form = tied if matrix == EMBEDDING and tied else matrix_format(matrix, quant)
         if form is None:
             continue
-        shared = table if matrix == HEAD and tied else None
-        codes = HEAD if matrix == EMBEDDING and tied else matrix
-        source = matrix_weight(matrix, decoder)
-        rounding = _uncalibrated(source, form, recipe, calibrated)
-        if calibrated and codes in calibrated.roundings:
-            form, rounding = calibrated.forms[codes], calibrated.roundings[codes]
-        made = _replace(artifact.model.graph, node, source, form, recipe, shared, rounding)
+        made = _coded(codes, node, form, recipe, decoder, calibrated)
+        if matrix == HEAD and table and (tied or _same_codes(made, table)):
+            made = table
+        _replace(artifact.model.graph, node, made, recipe)
         shipped |= split_rows(matrix, made.dequantized(), decoder)
         table = made if matrix == EMBEDDING else table
     return dataclasses.replace(artifact, shipped=shipped)
@@ -118,6 +119,49 @@ def _uncalibrated(
     """The search of a recipe that nothing was calibrated for; None: rounded to nearest."""
     search = recipe.quant.round == "search" and calibrated is None
     return searched(source, form, FLOAT_TYPES[recipe.scale_type]) if search else None
+
+
+def _coded(
+    matrix: str,
+    node: ir.Node,
+    form: BlockFormat,
+    recipe: Recipe,
+    decoder: Decoder,
+    calibrated: Calibrated | None,
+) -> QuantizedMatrix:
+    """The codes of a matrix for a node: calibrated, the source's own, or rounded to `form`."""
+    kept = None if calibrated else kept_codes(matrix, recipe, decoder)
+    source, scale_type = kept or matrix_weight(matrix, decoder), FLOAT_TYPES[recipe.scale_type]
+    rounding = None
+    if calibrated and matrix in calibrated.roundings:
+        form, rounding = calibrated.forms[matrix], calibrated.roundings[matrix]
+    elif kept:
+        form, scale_type = kept.form, kept_scale_type(kept, recipe)
+    else:
+        rounding = _uncalibrated(source, form, recipe, calibrated)
+    embedding, dequantize = _is_embedding(node), _dequantizes(node, recipe)
+    return QuantizedMatrix(
+        source,
+        form,
+        scale_type,
+        rounding,
+        flat=embedding or dequantize,
+        signed=dequantize,
+        keeps=kept is not None,
+    )
+
+
+def _is_embedding(node: ir.Node) -> bool:
+    return node.op_type == "Gather"
+
+
+def _dequantizes(node: ir.Node, recipe: Recipe) -> bool:
+    return not _is_embedding(node) and recipe.target.quantized_weights == "DequantizeLinear"
+
+
+def _same_codes(one: QuantizedMatrix, other: QuantizedMatrix) -> bool:
+    """Whether both keep the codes of one matrix of the source."""
+    return one.keeps and other.keeps and one.source is other.source
 
 
 def _replace_constants(
@@ -147,46 +191,25 @@ def _replace_constants(
         value.const_value = WeightTensor(str(value.name), bias.cast(dtype))
 
 
-def _replace(
-    graph: ir.Graph,
-    node: ir.Node,
-    source: Weight,
-    form: BlockFormat,
-    recipe: Recipe,
-    shared: QuantizedMatrix | None = None,
-    rounding: Rounding | None = None,
-) -> QuantizedMatrix:
-    """Put quantized operators of the matrix `source` (rows, columns) in the node's place.
-
-    `shared` holds the codes of a tied matrix.
-    """
-    embedding = node.op_type == "Gather"
+def _replace(graph: ir.Graph, node: ir.Node, matrix: QuantizedMatrix, recipe: Recipe) -> None:
+    """Put quantized operators of a matrix in the node's place."""
+    embedding, dequantize = _is_embedding(node), _dequantizes(node, recipe)
     table = node.inputs[0 if embedding else 1]
     assert table is not None and table.const_value is not None
-    dequantize = not embedding and recipe.target.quantized_weights == "DequantizeLinear"
-    matrix = shared or QuantizedMatrix(
-        source,
-        form,
-        FLOAT_TYPES[recipe.scale_type],
-        rounding,
-        flat=embedding or dequantize,
-        signed=dequantize,
-    )
     # A tied head reads the embedding's table; its codes have a name of their own.
     head = node.metadata_props[MATRIX] == HEAD
     label = matrix_initializer(HEAD_PATH) if head else str(table.name)
     scales, widen = scale_values(graph, label, matrix, table.const_value.dtype)
     if embedding:
-        new = [_gather(node, _parts(graph, label, matrix, scales), form)]
+        new = [_gather(node, _parts(graph, label, matrix, scales), matrix.form)]
     elif dequantize:
         new = _dequantize(graph, node, label, matrix, scales)
     else:
         parts = _parts(graph, label, matrix, scales, blocks=True)
         new = [_matmul(node, parts, matrix, recipe)]
-    _put(graph, node, [*widen, *new], form)
+    _put(graph, node, [*widen, *new], matrix.form)
     if not table.uses():
         graph.initializers.pop(str(table.name))
-    return matrix
 
 
 def _put(graph: ir.Graph, node: ir.Node, new: list[ir.Node], form: BlockFormat) -> None:

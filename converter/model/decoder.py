@@ -44,6 +44,8 @@ from converter.model.tensor_kinds import (
     is_whole_name,
     leaf,
 )
+from converter.prequantized.source import open_quantized, quantized_section
+from converter.quantization.coded_weight import stored_forms
 from converter.recipe.schema import LayoutConfig
 from converter.recipe.validation import nearest_names
 from converter.weights.weight import TensorWeight, Weight, concatenate_rows
@@ -68,6 +70,10 @@ class Decoder:
     """Checkpoint tensors that carry nothing the graph needs."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     """The names and row orders by which the checkpoint was read."""
+    notes: tuple[str, ...] = ()
+    """What a quantized checkpoint states that has no effect."""
+    stored: Mapping[str, int] = field(default_factory=dict)
+    """How many of its tensors the checkpoint holds quantized, by the format."""
 
 
 def published_shapes(layout: LayoutConfig, arch: Architecture) -> dict[str, tuple[int, ...]]:
@@ -91,6 +97,8 @@ def build_decoder(checkpoint: Checkpoint, layout: LayoutConfig, arch: Architectu
     """
     checkpoint = without_mxfp4(checkpoint)
     raise_if([*_name_problems(layout), *_block_problems(layout, arch), *row_order_problems(layout)])
+    published = replace(checkpoint, tensors=_renamed(checkpoint.tensors, layout))
+    checkpoint, notes = _dequantized(checkpoint, layout, arch)
     checkpoint = replace(checkpoint, tensors=_renamed(checkpoint.tensors, layout))
     arch = _untied(checkpoint.tensors, layout, arch)
     named = published_names(layout, arch)
@@ -108,7 +116,21 @@ def build_decoder(checkpoint: Checkpoint, layout: LayoutConfig, arch: Architectu
     weights |= dict(_norms_without_weights(layout, arch))
     if HEAD not in weights:
         weights[HEAD] = weights[EMBEDDING]
-    return Decoder(arch, weights, checkpoint, ignored, layout)
+    stored = stored_forms(found.values())
+    return Decoder(arch, weights, published, ignored, layout, notes, stored)
+
+
+def _dequantized(
+    checkpoint: Checkpoint, layout: LayoutConfig, arch: Architecture
+) -> tuple[Checkpoint, tuple[str, ...]]:
+    """The checkpoint as a float one, and what it states that has no effect."""
+    key = quantized_section(checkpoint.config)
+    if key is None:
+        return checkpoint, ()
+    opened = open_quantized(checkpoint.config, checkpoint.tensors, published_shapes(layout, arch))
+    raise_if(opened.problems)
+    config = {name: value for name, value in checkpoint.config.items() if name != key}
+    return replace(checkpoint, config=config, tensors=opened.weights), tuple(opened.notes)
 
 
 def _renamed(tensors: Mapping[str, Weight], layout: LayoutConfig) -> dict[str, Weight]:

@@ -16,6 +16,8 @@ import torch
 
 from converter.errors import Problem
 from converter.model.json_schema import shown
+from converter.prequantized.source import READERS
+from converter.weights.alike import alike, kinds
 from converter.weights.weight import Weight
 
 SCREEN = 8
@@ -131,7 +133,8 @@ def _quantized(
         signs.append(f"it holds {_counted(extra)}")
     return Problem(
         f"The checkpoint is already quantized: {'; '.join(signs)}.",
-        "weights in float32, float16 or bfloat16",
+        "weights in float32, float16 or bfloat16, or a quant_method of "
+        f"{', '.join(READERS)} in config.json",
         "convert from the unquantized checkpoint; the recipe's quant quantizes it",
     )
 
@@ -233,10 +236,10 @@ def _other_depth(depth: int, layout: LayoutForm) -> Problem:
 
 
 def _missing_problems(missing: Sequence[str], layout: LayoutForm) -> Iterator[Problem]:
-    for names in _kinds(missing):
+    for names in kinds(missing):
         item = layout.tensors[names[0]]
         yield Problem(
-            f"The checkpoint lacks the tensor {names[0]}{_alike(names)}.",
+            f"The checkpoint lacks the tensor {names[0]}{alike(names)}.",
             f"{item.canonical} of shape {item.shape}",
             "check that the layout fits the checkpoint, and that no shard is missing",
         )
@@ -244,15 +247,15 @@ def _missing_problems(missing: Sequence[str], layout: LayoutForm) -> Iterator[Pr
 
 def _form_problems(tensors: Mapping[str, Weight], layout: LayoutForm) -> Iterator[Problem]:
     shapes = {name: item.shape for name, item in layout.tensors.items() if name in tensors}
-    for names in _kinds([name for name, shape in shapes.items() if tensors[name].shape != shape]):
+    for names in kinds([name for name, shape in shapes.items() if tensors[name].shape != shape]):
         yield Problem(
-            f"The tensor {names[0]} has shape {tensors[names[0]].shape}{_alike(names)}.",
+            f"The tensor {names[0]} has shape {tensors[names[0]].shape}{alike(names)}.",
             f"{shapes[names[0]]}, as config.json's sizes and heads make it",
             "check num_attention_heads, num_key_value_heads and the other sizes in config.json",
         )
-    for names in _kinds([name for name in shapes if tensors[name].dtype not in FLOATS]):
+    for names in kinds([name for name in shapes if tensors[name].dtype not in FLOATS]):
         yield Problem(
-            f"The tensor {names[0]} has dtype {_dtype(tensors[names[0]])}{_alike(names)}.",
+            f"The tensor {names[0]} has dtype {_dtype(tensors[names[0]])}{alike(names)}.",
             "float32, float16 or bfloat16",
             "save the checkpoint in one of these types",
         )
@@ -261,23 +264,11 @@ def _form_problems(tensors: Mapping[str, Weight], layout: LayoutForm) -> Iterato
 def _left_problems(
     left: Sequence[str], tensors: Mapping[str, Weight], layout: LayoutForm
 ) -> Iterator[Problem]:
-    for names in _kinds(left):
+    for names in kinds(left):
         yield Problem(
-            f"The checkpoint's tensor {names[0]} {tensors[names[0]].shape}{_alike(names)} has no "
+            f"The checkpoint's tensor {names[0]} {tensors[names[0]].shape}{alike(names)} has no "
             "place in the layout.",
             "every tensor used, or listed as ignored",
             f"check config.json (num_hidden_layers is {layout.num_hidden_layers}) and the layout; "
             f"a tensor without effect can be named in layout.ignored",
         )
-
-
-def _kinds(names: Sequence[str]) -> list[list[str]]:
-    """Names that differ in the numbers between dots only, together, in the order of the first."""
-    kinds: dict[str, list[str]] = {}
-    for name in names:
-        kinds.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "N", name), []).append(name)
-    return list(kinds.values())
-
-
-def _alike(names: Sequence[str]) -> str:
-    return f", and {len(names) - 1} more of its kind" if len(names) > 1 else ""

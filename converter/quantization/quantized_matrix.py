@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from converter.errors import ConvertError, Problem
+from converter.quantization.coded_weight import CodedWeight, unpacked
 from converter.quantization.rtn import (
     BlockFormat,
     Codes,
@@ -24,6 +25,9 @@ Rounding = Callable[[int, int], Codes]
 class QuantizedMatrix(RowGroup):
     """A matrix (N, K) in the form of MatMulNBits or GatherBlockQuantized.
 
+    The codes are those of `rounding`, or the nearest; or, when `keeps`, those of the source, a
+    `CodedWeight` in the same format.
+
     Parts, packed codes first as the operators take them:
         codes uint8 (N, blocks, block_size · bits / 8), or (N, blocks · block_size · bits / 8) when
         `flat`: numbers around 2^(bits-1) or, when `signed`, two's complement around 0;
@@ -39,12 +43,13 @@ class QuantizedMatrix(RowGroup):
         rounding: Rounding | None = None,
         flat: bool = False,
         signed: bool = False,
+        keeps: bool = False,
     ) -> None:
         self.source, self.form, self.label = source, form, source.label
         self._scale_dtype, self._flat = scale_dtype, flat
         # Flipping each code's highest bit turns an excess code into two's complement.
         self._flip = {4: 0x88, 8: 0x80}[form.bits] if signed else 0
-        self._rounding = rounding
+        self._rounding, self.keeps = rounding, keeps
 
     @property
     def specs(self) -> Mapping[str, PartSpec]:
@@ -74,6 +79,8 @@ class QuantizedMatrix(RowGroup):
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         # Smaller tiles would fit the cache better, but then threads wait for the interpreter.
+        if self.keeps and isinstance(self.source, CodedWeight):
+            return self.source.packed_tiles()
         return self.source.tiles()
 
     def dequantized(self) -> Weight:
@@ -89,11 +96,16 @@ class QuantizedMatrix(RowGroup):
         return ComputedWeight(self.source.shape, torch.float32, compute, self.label)
 
     def _packed(self, start: int, stop: int) -> Packed:
+        if self.keeps:
+            assert isinstance(self.source, CodedWeight)
+            return self.source.packed(start, stop)
         if self._rounding is None:
             return round_packed(self.source.rows(start, stop), self.form)
         return pack_codes(self._rounding(start, stop), self.form)
 
     def _codes(self, start: int, stop: int) -> Codes:
+        if self.keeps:
+            return unpacked(self._packed(start, stop), self.form)
         if self._rounding is None:
             return quantize_rtn(self.source.rows(start, stop), self.form)
         return self._rounding(start, stop)

@@ -286,6 +286,10 @@ class QuantConfig:
     each matrix. The rotary caches and the alignment of tensors in the file come on top."""
     bits_per_weight: float | None = None
     """The same as an average over the quantized matrices, scales and zero points included."""
+    source: Literal["keep", "requantize"] = "keep"
+    """What becomes of matrices that the checkpoint holds quantized. `keep` takes their codes and
+    scales as they are, in the checkpoint's own blocks, where the operators can hold them and they
+    have no more bits than the recipe asks; requantize rounds their values again as the rest."""
     lm_head: MatrixQuantConfig = field(default_factory=MatrixQuantConfig)
     embedding: MatrixQuantConfig = field(default_factory=MatrixQuantConfig)
     experts: MatrixQuantConfig = field(default_factory=MatrixQuantConfig)

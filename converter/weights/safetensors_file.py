@@ -46,6 +46,8 @@ DTYPES = {
     **{name: getattr(torch, kind) for name, kind in _NEWER.items() if hasattr(torch, kind)},
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+STRIP_BYTES = 1 << 13
+"""Reading this many bytes more costs less than one more call that reads."""
 MAX_HEADER = 100_000_000  # the library's own limit
 
 
@@ -94,6 +96,17 @@ class FileWeight(Weight):
         row = out[0].nbytes if stop > start else 0
         if out.numel():
             self._file.read(self._offset + start * row, tensor_bytes(out))
+        return out
+
+    def block(self, start: int, stop: int, low: int, high: int) -> torch.Tensor:
+        width, item = self.shape[1], self.dtype.itemsize
+        if (width - (high - low)) * item < STRIP_BYTES:
+            return super().block(start, stop, low, high)
+        out = torch.empty(stop - start, high - low, dtype=self.dtype)
+        strip, content = (high - low) * item, tensor_bytes(out)
+        for number in range(stop - start):
+            offset = self._offset + ((start + number) * width + low) * item
+            self._file.read(offset, content[number * strip : (number + 1) * strip])
         return out
 
 

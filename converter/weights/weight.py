@@ -36,6 +36,10 @@ class Weight(ABC):
         Raises `ConvertError` if the source cannot be read.
         """
 
+    def block(self, start: int, stop: int, low: int, high: int) -> torch.Tensor:
+        """Columns [low, high) of rows [start, stop): shape (stop - start, high - low)."""
+        return self.rows(start, stop)[:, low:high]
+
     def read(self) -> torch.Tensor:
         """Read the whole tensor."""
         return self.rows(0, self.shape[0])

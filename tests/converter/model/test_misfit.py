@@ -102,11 +102,11 @@ def test_a_quantized_checkpoint_is_one_problem_that_says_so(
     for name in parts.linears():
         quantize(parts.tensors, name)
     if stated:
-        parts.config["quantization_config"] = {"quant_method": quantize.__name__, "bits": 4}
+        parts.config["quantization_config"] = {"quant_method": "quanto", "bits": 4}
     (problem,) = parts.problems()
     assert "already quantized" in problem.found and "unquantized" in problem.remedy
     if stated:
-        assert f"quant_method='{quantize.__name__}' bits=4" in problem.found
+        assert "quant_method='quanto' bits=4" in problem.found
 
 
 def test_a_quantization_that_only_the_config_knows_of_is_no_problem(parts: Parts) -> None:

@@ -96,3 +96,13 @@ def test_a_type_that_is_not_read_is_named_and_the_file_not_called_damaged(
     with pytest.raises(ConvertError, match=r"x in .* has the type|not valid") as caught:
         open_safetensors(file)
     assert isinstance(dtype, list) or "fetch it again" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 3), (5, 9), (0, 6000), (5990, 6000)])
+def test_columns_of_rows_are_read_alone_or_with_their_rows(
+    tmp_path: Path, low: int, high: int
+) -> None:
+    values = torch.arange(4 * 6000, dtype=torch.int32).reshape(4, 6000)
+    save_file({"x": values}, tmp_path / "x.safetensors")
+    weight = open_safetensors(tmp_path / "x.safetensors")["x"]
+    assert torch.equal(weight.block(1, 3, low, high), values[1:3, low:high])
