@@ -56,7 +56,7 @@ def decide(matrix: str, recipe: Recipe, decoder: Decoder) -> Decision | None:
     parts = [decoder.weights[part] for part in matrix_parts(matrix)]
     stored = [part for part in parts if isinstance(part, StoredWeight)]
     if not stored:
-        return None
+        return _of_experts(matrix, recipe, decoder)
     names = " and ".join(dict.fromkeys(part.stored for part in stored))
     quant = recipe.quant
     form = matrix_format(matrix, quant) if quant.round != "none" else None
@@ -80,6 +80,18 @@ def decide(matrix: str, recipe: Recipe, decoder: Decoder) -> Decision | None:
     scales = kept_scale_type(codes, recipe)
     rounded = "" if scales == codes.scale_dtype else str(scales).removeprefix("torch.")
     return Decision(names, codes, scales="" if scales == torch.float32 else rounded)
+
+
+def _of_experts(matrix: str, recipe: Recipe, decoder: Decoder) -> Decision | None:
+    """What becomes of the experts of a layer, which are one matrix of the graph.
+
+    Checkpoints with experts hold all of them quantized, or none (`Decoder.stored_experts`).
+    """
+    if leaf(matrix) not in (EXPERTS_GATE_UP, EXPERTS_DOWN) or not decoder.stored_experts:
+        return None
+    rounds = recipe.quant.round != "none" and matrix_format(matrix, recipe.quant) is not None
+    reason = "experts are stacked in an order of their own" if rounds else IN_FLOAT
+    return Decision(decoder.stored_experts, None, reason)
 
 
 def kept_scale_type(codes: CodedWeight, recipe: Recipe) -> torch.dtype:

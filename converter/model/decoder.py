@@ -74,6 +74,8 @@ class Decoder:
     """What a quantized checkpoint states that has no effect."""
     stored: Mapping[str, int] = field(default_factory=dict)
     """How many of its tensors the checkpoint holds quantized, by the format."""
+    stored_experts: str = ""
+    """The format of experts that the checkpoint holds quantized."""
 
 
 def published_shapes(layout: LayoutConfig, arch: Architecture) -> dict[str, tuple[int, ...]]:
@@ -117,7 +119,13 @@ def build_decoder(checkpoint: Checkpoint, layout: LayoutConfig, arch: Architectu
     if HEAD not in weights:
         weights[HEAD] = weights[EMBEDDING]
     stored = stored_forms(found.values())
-    return Decoder(arch, weights, published, ignored, layout, notes, stored)
+    experts = stored_forms(weight for name, weight in found.items() if _is_expert(name))
+    of_experts = " and ".join(experts)
+    return Decoder(arch, weights, published, ignored, layout, notes, stored, of_experts)
+
+
+def _is_expert(canonical: str) -> bool:
+    return leaf(canonical).removesuffix(BIAS) in EXPERTS
 
 
 def _dequantized(

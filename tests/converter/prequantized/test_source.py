@@ -260,3 +260,40 @@ def test_schemes_of_compressed_tensors_are_found_by_their_targets(tmp_path: Path
         found = decoder.weights[canonical]
         torch.testing.assert_close(found.read(), matrix.values, rtol=1e-6, atol=1e-9)
     assert any("activations have no effect" in note for note in decoder.notes)
+
+
+@pytest.mark.parametrize("form", ["gptq", "awq", "nf4"])
+def test_quantized_experts_are_dequantized_into_their_stacks(tmp_path: Path, form: str) -> None:
+    """A layer's experts are one matrix of the graph, so their codes do not stay; attention's do."""
+    model = random_model(FAMILIES["mixtral"])
+    save(model, tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    plain = dict(tensors)
+    ends = ("w1", "w2", "w3", "q_proj", "k_proj", "v_proj", "o_proj")
+    matrices = quantize_tensors(tensors, FORMATS[form], ends)
+    plain |= {f"{name}.weight": matrix.values for name, matrix in matrices.items()}
+    decoder, recipe = read(tmp_path, "mixtral")
+    held = [
+        {name: TensorWeight(torch.atleast_1d(x), name) for name, x in each.items()}
+        for each in (plain, tensors)
+    ]
+    config = {**decoder.checkpoint.config, "quantization_config": FORMATS[form].section}
+    expected, found = (
+        build_decoder(
+            replace(decoder.checkpoint, config=own, tensors=own_tensors),
+            recipe.layout,
+            decoder.architecture,
+        )
+        for own, own_tensors in zip((decoder.checkpoint.config, config), held, strict=True)
+    )
+    for name, weight in expected.weights.items():
+        torch.testing.assert_close(
+            found.weights[name].read(), weight.read(), rtol=1e-6, atol=1e-9, msg=name
+        )
+    assert sum(found.stored.values()) == len(matrices)
+    counts = source_facts(with_quant(recipe, block_size=16), found)
+    ((stored, fates),) = counts.items()
+    assert stored.startswith(next(iter(found.stored)))
+    assert sum(fates.values()) == 3 * (2 + 2)  # qkv and o, and two stacks of experts
+    assert any("experts" in fate for fate in fates)
