@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from converter.calibration.layer import stage_problems
 from converter.engine.contract import Done, Pass, Run
@@ -12,13 +11,12 @@ from converter.errors import ConvertError, Problem
 from converter.graph.formats import budget_problems, indivisible
 from converter.graph.graph import Graph
 from converter.graph.kernels import kernel_problems
-from converter.graph.matrices import matrix_format
+from converter.graph.quantized_experts import held_experts
 from converter.graph.quantized_operators import quantized_graph
 from converter.graph.source_codes import calibration_problems, kept_kinds, source_facts
 from converter.machine.disk import Room
 from converter.model.checkpoint import TOKENIZERS
 from converter.model.decoder import Decoder
-from converter.model.tensor_kinds import EXPERTS_DOWN
 from converter.recipe.schema import Recipe
 from converter.storage.cache import FOLDER_VARIABLE, Cache, cache_folder
 from converter.text.texts import load_text
@@ -68,16 +66,14 @@ class Quantize(Pass[Graph, Graph]):
     def run(self, artifact: Graph, run: Run) -> Done[Graph]:
         if not _calibrates(run.recipe, artifact.decoder):
             quantized = self.preview(artifact, run)
-            facts = _expert_facts(quantized, run.recipe) | _source_facts(artifact, run)
-            return Done(quantized, facts, _operators(quantized))
+            return Done(quantized, _facts(quantized, run.recipe), _operators(quantized))
         from converter.calibration.calibrate import calibrate
 
         calibrated = calibrate(
             run.recipe, artifact.decoder, Cache(cache_folder()), run.progress.advance
         )
         quantized = quantized_graph(artifact, run.recipe, calibrated)
-        facts = _expert_facts(quantized, run.recipe) | calibrated.facts()
-        facts |= _source_facts(artifact, run)
+        facts = _facts(quantized, run.recipe) | calibrated.facts()
         return Done(quantized, facts, _operators(quantized))
 
     def preview(self, artifact: Graph, run: Run) -> Graph:
@@ -93,11 +89,6 @@ class Quantize(Pass[Graph, Graph]):
         return kernel_problems(given.model, run.recipe.target)
 
 
-def _source_facts(graph: Graph, run: Run) -> dict[str, Any]:
-    found = source_facts(run.recipe, graph.decoder)
-    return {"source": found} if found else {}
-
-
 def _operators(graph: Graph) -> str:
     kinds = [node.op_type for node in graph.model.graph]
     names = ("MatMulNBits", "QMoE", "GatherBlockQuantized")
@@ -106,15 +97,11 @@ def _operators(graph: Graph) -> str:
     )
 
 
-def _expert_facts(graph: Graph, recipe: Recipe) -> dict[str, str]:
-    """In which form the folder holds experts; nothing of a model without them."""
-    if graph.decoder.architecture.experts is None:
-        return {}
-    form = matrix_format(EXPERTS_DOWN, recipe.quant)
-    held = f"int{form.bits}, block {form.block_size}" if form else recipe.target.float_type
-    alone = recipe.quant.round == "search" and not _calibrates(recipe, graph.decoder)
-    search = ", searched on the weights alone" if alone else ""
-    return {"experts": held + (search if form else "")}
+def _facts(graph: Graph, recipe: Recipe) -> dict[str, object]:
+    """What became of the checkpoint's codes, and in which form the folder holds experts."""
+    source = source_facts(recipe, graph.decoder)
+    experts = held_experts(graph.decoder, recipe, _calibrates(recipe, graph.decoder))
+    return {**({"source": source} if source else {}), **experts}
 
 
 def _calibrates(recipe: Recipe, decoder: Decoder) -> bool:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 
 from converter.graph.expert_block import stacked_shape
+from converter.graph.matrices import matrix_format
 from converter.graph.names import CONTRIB, EXPERTS_LAYER, quantized
 from converter.graph.quantized_tensors import (
     code_values,
@@ -133,3 +134,14 @@ def _replace(
     for table in tables:
         assert table is not None
         graph.initializers.pop(str(table.name))
+
+
+def held_experts(decoder: Decoder, recipe: Recipe, calibrates: bool) -> dict[str, str]:
+    """In which form the folder holds experts; nothing of a model without them."""
+    if decoder.architecture.experts is None:
+        return {}
+    form = matrix_format(EXPERTS_DOWN, recipe.quant)
+    held = f"int{form.bits}, block {form.block_size}" if form else recipe.target.float_type
+    alone = recipe.quant.round == "search" and not calibrates
+    search = ", searched on the weights alone" if alone else ""
+    return {"experts": held + (search if form else "")}
