@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from converter.engine.contract import Done, Pass, Run
 from converter.errors import ConvertError, Problem
+from converter.gguf.source import find_gguf, open_gguf
 from converter.model.checkpoint import Checkpoint
 from converter.progress import format_bytes
 from converter.recipe.schema import Recipe
 from converter.sources.config import demo_folder
 from converter.sources.hub import open_hub, preview_hub
-from converter.sources.local import open_local
+from converter.sources.local import open_local, weight_form
 from converter.sources.synthetic import open_synthetic
 from converter.storage.user_path import user_path
 
@@ -47,7 +50,14 @@ class Load(Pass[None, Checkpoint]):
             return open_synthetic(recipe)
         if recipe.source.path is None:
             raise ConvertError(_no_path(recipe))
-        return open_local(user_path(recipe.source.path))
+        return _open_path(user_path(recipe.source.path), recipe)
+
+
+def _open_path(path: Path, recipe: Recipe) -> Checkpoint:
+    """A folder with weights as transformers saves them, or a GGUF model."""
+    names = [item.name for item in path.iterdir()] if path.is_dir() else []
+    model = None if weight_form(names) else find_gguf(path)
+    return open_gguf(model, recipe) if model else open_local(path)
 
 
 def _on_hub(recipe: Recipe) -> bool:

@@ -39,7 +39,7 @@ from converter.storage.cache import Cache, cache_folder
 from converter.storage.staging import LOCK, replacing
 from converter.storage.user_path import user_path
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ def _source(plan: Plan, origin: Mapping[str, object]) -> str:
         return f"{plan.unreached} (not reached: the sizes are those that the recipe states)"
     return {
         "hub": f"{origin.get('repo')} at {origin.get('commit')}",
+        "gguf": f"the GGUF file {origin.get('file')}: {origin.get('types')}",
         "local": f"the folder {origin.get('folder')}",
         "synthetic": f"synthetic weights, seed {origin.get('seed')}",
     }.get(str(origin.get("kind")), str(origin.get("kind")))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConvertError
+from converter.gguf.files import is_gguf
 from converter.model.checkpoint import read_json
 from converter.model.config_file import CONFIG_FILE
 from converter.storage.user_path import user_path
@@ -52,9 +53,14 @@ def demo_folder() -> Path:
 def _in_folder(path: str) -> SourceConfig | None:
     try:
         folder = user_path(path)
-        return SourceConfig(read_json(folder / CONFIG_FILE), str(folder))
+        if (folder / CONFIG_FILE).is_file() or not is_gguf(folder):
+            return SourceConfig(read_json(folder / CONFIG_FILE), str(folder))
     except (ConvertError, OSError):
         return None
+    from converter.gguf.source import find_gguf  # PyTorch, which most commands can do without
+
+    model = find_gguf(folder)
+    return SourceConfig(model.config, str(folder)) if model else None
 
 
 def _on_hub(repo: str, revision: Any) -> SourceConfig | None:
