@@ -50,8 +50,8 @@ class Known:
     class_name: str
     interleaved: bool = False
     """Whether rows of Q and K are stored with the two of a rotary pair as neighbours."""
-    eps: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
-    """Where the metadata has the norms' epsilon, and where config.json."""
+    eps: tuple[str, str | None] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
+    """Where the metadata has the norms' epsilon, and where config.json, if it states it."""
     keys: Mapping[str, str] = field(default_factory=dict)
     """Further keys of the metadata to keys of config.json."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -69,6 +69,8 @@ class Known:
 
 
 _LAYER_EPS = "attention.layer_norm_epsilon"
+EPSILONS = ("attention.layer_norm_rms_epsilon", _LAYER_EPS)
+"""A file may state both; the kind of its norms decides which has an effect."""
 _CAPS = {
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
@@ -174,6 +176,15 @@ KNOWN: dict[str, Known] = {
         "NemotronForCausalLM",
         eps=(_LAYER_EPS, "norm_eps"),
         biases=ATTENTION_BIAS | {"mlp_bias": "ffn_down"},
+    ),
+    "ernie4_5": Known("ernie4_5", "Ernie4_5ForCausalLM", biases={"use_bias": "attn_q"}),
+    "hunyuan-dense": Known("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM"),
+    "olmo": Known(
+        "olmo",
+        "OlmoForCausalLM",
+        interleaved=True,
+        eps=(_LAYER_EPS, None),
+        keys={"attention.clamp_kqv": "clip_qkv"},
     ),
 }
 """By `general.architecture`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ConvertError, Problem, raise_if
-from converter.gguf.architectures import KNOWN, SCALED_BY_WIDTH, Known
+from converter.gguf.architectures import EPSILONS, KNOWN, SCALED_BY_WIDTH, Known
 from converter.gguf.metadata import Metadata
 from converter.gguf.rope import LOCAL_THETA, rope_scaling, rope_theta
 from converter.model.json_schema import shown
@@ -89,10 +89,10 @@ def model_config(
 
 def _epsilon(known: Known, metadata: Metadata) -> dict[str, float]:
     where, key = known.eps
-    value = metadata.number(where)
+    value = {name: metadata.number(name) for name in EPSILONS}[where]
     if value is None:
         raise metadata.refused(where, None, "the norms' epsilon")
-    return {key: value}
+    return {key: value} if key else {}
 
 
 def _stated(known: Known, metadata: Metadata) -> dict[str, float]:
