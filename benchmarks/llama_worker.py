@@ -2,6 +2,7 @@
 
     python benchmarks/llama_worker.py quantize WIDE.gguf Q4_0.gguf Q4_0
     python benchmarks/llama_worker.py logits Q4_0.gguf IDS.npy FIRST STOP LOGITS.npy
+    python benchmarks/llama_worker.py tokens Q4_0.gguf TEXTS.json IDS.json
     python benchmarks/llama_worker.py '{"folder": Q4_0.gguf, "prompt_lengths": […],
                                         "new_tokens": …, "threads": …}'
 
@@ -30,7 +31,9 @@ WARM_UP_TOKENS = 2
 def quantize(source: str, target: str, kind: str) -> None:
     """llama.cpp's own Q4_0, Q4_K_M, …: its quantizer decides about embedding and head."""
     parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    plain = kind == "F32"
+    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{'ALL' if plain else 'MOSTLY'}_{kind}")
+    parameters.allow_requantize = True
     if llama_cpp.llama_model_quantize(source.encode(), target.encode(), parameters):
         raise SystemExit(f"llama.cpp could not quantize {source}")
 
@@ -107,11 +110,21 @@ def write_logits(folder: str, ids: str, first: str, stop: str, output: str) -> N
     found.flush()
 
 
+def write_tokens(path: str, texts: str, output: str) -> None:
+    """Ids of each text of a JSON list, special tokens in it read as such, none added."""
+    model = llama_cpp.Llama(path, vocab_only=True, verbose=False)
+    given = json.loads(Path(texts).read_text("utf-8"))
+    found = [model.tokenize(text.encode(), add_bos=False, special=True) for text in given]
+    Path(output).write_text(json.dumps(found))
+
+
 def main() -> None:
     if sys.argv[1] == "quantize":
         quantize(*sys.argv[2:])
     elif sys.argv[1] == "logits":
         write_logits(*sys.argv[2:])
+    elif sys.argv[1] == "tokens":
+        write_tokens(*sys.argv[2:])
     else:
         print(json.dumps(measure(**json.loads(sys.argv[1]))))
 
