@@ -103,7 +103,8 @@ def logits(folder: Path, work: Path) -> NDArray[np.float32]:
 
 def divergence(one: NDArray[np.float32], other: NDArray[np.float32]) -> Iterator[str]:
     """Mean and largest divergence of the distributions, and how often they have one first token."""
-    p, q = (values - np.logaddexp.reduce(values, -1, keepdims=True) for values in (one, other))
+    wide = (one.astype(np.float64), other.astype(np.float64))
+    p, q = (values - np.logaddexp.reduce(values, -1, keepdims=True) for values in wide)
     each = (np.exp(p) * (p - q)).sum(-1)
     first = (one.argmax(-1) == other.argmax(-1)).mean()
     yield f"KL {each.mean():.2e} (at most {each.max():.2e}), first token alike {first:.1%}"

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from converter.engine.contract import Done, Pass, Run
 from converter.errors import ConvertError, Problem
-from converter.gguf.source import find_gguf, open_gguf
+from converter.gguf.source import open_gguf
 from converter.model.checkpoint import Checkpoint
 from converter.progress import format_bytes
 from converter.recipe.schema import Recipe
 from converter.sources.config import demo_folder
+from converter.sources.gguf import gguf_source
 from converter.sources.hub import open_hub, preview_hub
-from converter.sources.local import open_local, weight_form
+from converter.sources.local import open_local
 from converter.sources.synthetic import open_synthetic
 from converter.storage.user_path import user_path
 
@@ -55,8 +56,7 @@ class Load(Pass[None, Checkpoint]):
 
 def _open_path(path: Path, recipe: Recipe) -> Checkpoint:
     """A folder with weights as transformers saves them, or a GGUF model."""
-    names = [item.name for item in path.iterdir()] if path.is_dir() else []
-    model = None if weight_form(names) else find_gguf(path)
+    model = gguf_source(path)
     return open_gguf(model, recipe) if model else open_local(path)
 
 

@@ -162,9 +162,9 @@ def _windows(known: Known, metadata: Metadata, layers: int) -> dict[str, Any]:
         expected = f"a number, or {layers} truth values"
         raise metadata.refused("attention.sliding_window_pattern", period, expected)
     kinds = [WINDOW if item and window else FULL for item in sliding]
-    if not window:
-        return {"layer_types": kinds} if known.two_ropes else {"sliding_window": None}
-    return {"sliding_window": window, "layer_types": kinds}
+    if known.windowed and not window:
+        return {}
+    return {"sliding_window": window or None, "layer_types": kinds}
 
 
 def _rope(

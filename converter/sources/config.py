@@ -53,14 +53,15 @@ def demo_folder() -> Path:
 def _in_folder(path: str) -> SourceConfig | None:
     try:
         folder = user_path(path)
-        if (folder / CONFIG_FILE).is_file() or not is_gguf(folder):
-            return SourceConfig(read_json(folder / CONFIG_FILE), str(folder))
+        if is_gguf(folder):
+            from converter.sources.gguf import gguf_source  # PyTorch, which others do without
+
+            model = gguf_source(folder)
+            if model is not None:
+                return SourceConfig(model.config, str(folder))
+        return SourceConfig(read_json(folder / CONFIG_FILE), str(folder))
     except (ConvertError, OSError):
         return None
-    from converter.gguf.source import find_gguf  # PyTorch, which most commands can do without
-
-    model = find_gguf(folder)
-    return SourceConfig(model.config, str(folder)) if model else None
 
 
 def _on_hub(repo: str, revision: Any) -> SourceConfig | None:

@@ -46,7 +46,6 @@ OTHER_KINDS = (
         "and give source.path=FOLDER",
     ),
     ("genai_config.json", "is a converted folder, not a checkpoint", _WHOLE),
-    ("*.gguf", "holds llama.cpp's format", "take the repository that it was made from"),
     ("*.onnx", "holds an ONNX graph, not a checkpoint", _WHOLE),
     (
         "model-*-of-*.safetensors",
@@ -85,7 +84,7 @@ def open_local(folder: Path, origin: dict[str, Any] | None = None) -> Checkpoint
         raise ConvertError(
             Problem(
                 f"{folder} is not a folder.",
-                "a checkpoint folder with config.json and safetensors files",
+                "a checkpoint folder with config.json and safetensors files, or a GGUF file",
                 "set source.path=FOLDER, with the folder's path",
             )
         )

@@ -115,7 +115,6 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         ("adapter_model.safetensors", "holds an adapter"),
         ("adapter_config.json", "holds an adapter"),
         ("genai_config.json", "is a converted folder"),
-        ("model-q4_0.gguf", "llama.cpp"),
         ("model.onnx", "ONNX graph"),
         ("model-00001-of-00002.safetensors", "without their index"),
         ("pytorch_model-00001-of-00002.bin", "without their index"),
