@@ -1,8 +1,8 @@
 """llama.cpp's architectures that have a description here, and what each is in transformers.
 
 Source: convert_hf_to_gguf.py of llama.cpp says what it stores under which name, and llama.cpp's
-loader what a file leaves out. `benchmarks/gguf_sources.py architectures` compares every entry with files
-that llama.cpp's own converter writes.
+loader what a file leaves out. `benchmarks/gguf_sources.py architectures` compares every entry with
+files that llama.cpp's own converter writes.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ itself reads what is written here.
 from __future__ import annotations
 
 from converter.errors import ConvertError, Problem
-from converter.gguf.vocabulary import NORMAL, UNUSED, Vocabulary
+from converter.gguf.vocabulary import NORMAL, UNUSED, USER_DEFINED, Vocabulary
+from converter.tokenizer.sentencepiece_model import SPACE
 
 DEFAULT_IDS = {"unk_token": 0, "bos_token": 1, "eos_token": 2}
 """llama.cpp's ids where the file states none."""
@@ -19,7 +20,7 @@ def sentencepiece_file(vocabulary: Vocabulary) -> bytes:
     """The content of tokenizer.model.
 
     Unused tokens behind the last used one fill the table up to the embedding's rows, and are left
-    out. One before it is a piece like others that no merge reaches.
+    out.
 
     Raises:
         ConvertError: the file has no score for each token.
@@ -39,9 +40,9 @@ def sentencepiece_file(vocabulary: Vocabulary) -> bytes:
     proto = sentencepiece_model_pb2.ModelProto()
     count = max(index for index, _, _ in vocabulary.used()) + 1
     for text, score, kind in zip(
-        vocabulary.tokens[:count], scores[:count], vocabulary.kinds[:count], strict=True
+        vocabulary.tokens[:count], scores[:count], _kinds(vocabulary)[:count], strict=True
     ):
-        proto.pieces.add(piece=text, score=score, type=NORMAL if kind == UNUSED else kind)
+        proto.pieces.add(piece=text, score=score, type=kind)
     trainer, normalizer, ids = proto.trainer_spec, proto.normalizer_spec, special_ids(vocabulary)
     trainer.model_type, trainer.vocab_size, trainer.byte_fallback = _BPE, count, True
     for name in ("unk", "bos", "eos", "pad"):
@@ -52,6 +53,26 @@ def sentencepiece_file(vocabulary: Vocabulary) -> bytes:
     normalizer.escape_whitespaces = True
     content: bytes = proto.SerializeToString()
     return content
+
+
+def _kinds(vocabulary: Vocabulary) -> list[int]:
+    """The kinds of pieces as SentencePiece had them.
+
+    llama.cpp's converter stores user-defined pieces as normal ones, and placeholders as unused. A
+    piece that BPE has learnt is the union of two others, so any other one of several characters was
+    given by the user. One with a space stays normal, which nothing reaches.
+    """
+    normal = {text for _, text, kind in vocabulary.used() if kind == NORMAL}
+
+    def given(text: str) -> bool:
+        splits = range(1, len(text))
+        learnt = any(text[:at] in normal and text[at:] in normal for at in splits)
+        return len(text) > 1 and SPACE not in text and not learnt
+
+    return [
+        (USER_DEFINED if given(text) else NORMAL) if kind in (NORMAL, UNUSED) else kind
+        for text, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True)
+    ]
 
 
 def special_ids(vocabulary: Vocabulary) -> dict[str, int]:

@@ -299,7 +299,7 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
     parts[1].unlink()
     for path in (tmp_path, parts[0], parts[2]):
         with pytest.raises(
-            ConvertError, match="lacks tiny-00002-of-00003.gguf of a model"
+            ConvertError, match=r"lacks tiny-00002-of-00003\.gguf of a model"
         ) as caught:
             find_gguf(path)
         assert len(caught.value.problems) == 1

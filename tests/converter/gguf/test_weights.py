@@ -147,9 +147,8 @@ def test_only_the_bytes_of_the_rows_are_read(
 
 def test_stacked_parts_are_themselves_again(tmp_path: Path) -> None:
     paths = [tmp_path / "a.gguf", tmp_path / "b.gguf"]
-    contents = [
-        write_blocks(path, Kind[kind]) for path, kind in zip(paths, ("Q4_0", "Q6_K"), strict=True)
-    ]
+    kinds = (Kind.Q4_0, Kind.Q6_K)
+    contents = [write_blocks(path, kind) for path, kind in zip(paths, kinds, strict=True)]
     parts = [opened(path) for path in paths]
     expected = torch.cat(
         [
