@@ -20,6 +20,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -185,10 +186,10 @@ def complete_config(folder: Path) -> dict[str, Any]:
 
 def write_gguf(folder: Path, output: Path) -> None:
     """llama.cpp's converter on a folder, in float32 and without the vocabulary."""
-    import conversion  # type: ignore[import-not-found]
     import gguf
-    from conversion import base  # type: ignore[import-not-found]
 
+    conversion: Any = import_module("conversion")
+    base: Any = import_module("conversion.base")
     config = base.ModelBase.load_hparams(folder, False)
     name = base.get_model_architecture(config, base.ModelType.TEXT)
     kind = gguf.LlamaFileType.ALL_F32

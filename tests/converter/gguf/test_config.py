@@ -24,11 +24,10 @@ HEADS = {"attention.key_length": 32, "attention.value_length": 32}
 
 
 def config_of(
-    path: Path, architecture: str = "llama", tensors: Any = None, whole: Any = None, **more: Any
+    path: Path, architecture: Any = "llama", tensors: Any = None, whole: Any = None, **more: Any
 ) -> dict[str, Any]:
     """config.json of a file with `SIZES` and more metadata; a key that is None is left out."""
-    keys = {key.replace("__", "."): value for key, value in more.items()}
-    metadata = {key: value for key, value in (SIZES | keys).items() if value is not None}
+    metadata = {key: value for key, value in (SIZES | more).items() if value is not None}
     write_gguf(path / "a.gguf", architecture, metadata, TABLE | (tensors or {}), whole=whole)
     model = find_gguf(path / "a.gguf")
     assert model is not None

@@ -173,7 +173,7 @@ def test_codes_are_kept_where_the_recipe_has_the_bits(tmp_path: Path, kind: str,
         ("Q4_1", 4, "rounded again: MatMulNBits cannot hold Q4_1"),
     ],
 )
-def test_what_becomes_of_other_codes(tmp_path: Path, kind: str, bits: int, fate: str) -> None:
+def test_what_becomes_of_other_codes(tmp_path: Path, kind: str, bits: Any, fate: str) -> None:
     decoder, recipe = opened(tiny_llama(tmp_path / "a.gguf", kind))
     table = replace(recipe.quant.lm_head, bits=bits)
     quant = replace(recipe.quant, round="rtn", bits=bits, lm_head=table, embedding=table)
