@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from families import FAMILIES, random_model
 from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 QUANTIZABLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16", "F32")
 """Types that the library quantizes to in blocks of 32, or stores as they are."""
@@ -48,6 +50,16 @@ SIZES: dict[str, Any] = {
     "rope.freq_base": 10000.0,
 }
 """The metadata of `families.EVEN`."""
+
+
+TEMPLATE = "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TEXT = [
+    "Once upon a time, there was a small fox; it's 1234 and 42 kg.\n\n  Größe? We'll see.",
+    "x=1",
+]
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+NORMAL, CONTROL, UNUSED = 1, 3, 5
 
 
 def write_gguf(
@@ -133,3 +145,32 @@ def tiny_llama(path: Path, kind: str = "F32", **more: Any) -> Path:
     """The family llama as a file, with further metadata of the architecture."""
     model = random_model(FAMILIES["llama"])
     return write_gguf(path, "llama", SIZES | more, gguf_tensors(model), kind)
+
+
+def trained(pre: pre_tokenizers.PreTokenizer, whole: bool = False) -> Tokenizer:
+    """A byte-level BPE tokenizer with special tokens."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=whole))
+    tokenizer.pre_tokenizer = pre
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT * 3, trainer)
+    return tokenizer
+
+
+def byte_level_keys(tokenizer: Tokenizer, pre: str, **more: Any) -> dict[str, Any]:
+    model = json.loads(tokenizer.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    return {
+        "model": "gpt2",
+        "pre": pre,
+        "tokens": [*tokens, "[PAD400]"],
+        "token_type": [CONTROL if t in SPECIAL else NORMAL for t in tokens] + [UNUSED],
+        "merges": [" ".join(pair) for pair in model["merges"]],
+        "eos_token_id": 0,
+        **more,
+    }

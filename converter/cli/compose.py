@@ -107,6 +107,7 @@ def _name(recipe: str, source: Mapping[str, Any]) -> str:
         return recipe
     given = source.get("path") or source.get("repo")
     found = re.sub(r"[^\w.-]+", "_", PurePath(str(given)).name).strip("._") if given else ""
+    found = found.removesuffix(".gguf")
     return f"{found}_{export if mark else AUTO_EXPORT}" if found else recipe
 
 

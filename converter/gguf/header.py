@@ -1,8 +1,8 @@
 """The head of a GGUF file: metadata, and where each tensor lies.
 
-Source of the format: ggml's document of GGUF. The library `gguf` maps the whole file, and mapped pages
-count as resident memory, so the head is read here by position; the library's table of types tells
-what lies behind it. Lists of texts, of a vocabulary say, are passed over and read when asked for.
+Source of the format: ggml's document of GGUF. The library `gguf` maps the whole file, and mapped
+pages count as resident memory, so the head is read here by position; the library's table of types
+tells what lies behind it. Lists of texts, such as a vocabulary, are read when asked for.
 """
 
 from __future__ import annotations

@@ -115,7 +115,8 @@ def kept_kinds(recipe: Recipe, decoder: Decoder) -> set[str]:
     found = decisions(recipe, decoder)
     names = [matrix.name for matrix in graph_matrices(recipe, decoder)]
     lost = {kind for name in names if not _is_kept(found.get(name)) for kind in _kinds(name)}
-    return {kind for name in names for kind in _kinds(name)} - lost
+    table = {EMBEDDING} if _is_kept(decide(EMBEDDING, recipe, decoder)) else set()
+    return ({kind for name in names for kind in _kinds(name)} - lost) | table
 
 
 def _is_kept(decision: Decision | None) -> bool:

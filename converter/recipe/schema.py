@@ -46,7 +46,7 @@ class SourceConfig:
     kind: Literal["checkpoint", "demo", "synthetic"] = "checkpoint"
     """A published checkpoint, the built-in demo model, or random weights."""
     path: str | None = None
-    """Local checkpoint folder; when set, nothing is downloaded."""
+    """Local checkpoint folder, or a GGUF file; when set, nothing is downloaded."""
     repo: str | None = None
     """Repository on the hub that is downloaded when no path is set."""
     revision: str | None = None

@@ -9,9 +9,9 @@ from typing import Any
 
 import gguf
 import pytest
-from gguf_files import SIZES, add_value
+from gguf_files import GPT2, SIZES, SPECIAL, TEMPLATE, TEXT, add_value, byte_level_keys, trained
 from sentencepiece import SentencePieceProcessor
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
 
 from converter.errors import ConvertError
 from converter.gguf.header import GgufHeader, read_header
@@ -24,12 +24,6 @@ from converter.tokenizer.sentencepiece_model import UNKNOWN, read_sentencepiece_
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 MODEL = DATA / "tokenizer" / "tokenizer.model"
-TEMPLATE = "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-TEXT = [
-    "Once upon a time, there was a small fox; it's 1234 and 42 kg.\n\n  Größe? We'll see.",
-    "x=1",
-]
 
 
 def header_of(path: Path, **keys: Any) -> GgufHeader:
@@ -118,10 +112,10 @@ def test_a_small_sentencepiece_vocabulary(tmp_path: Path) -> None:
     made = prepared(header_of(tmp_path, **keys), tmp_path, len(keys["tokens"]))
     found = Tokenizer.from_str(made.files["tokenizer.json"].decode())
     own = SentencePieceProcessor(model_proto=(tmp_path / "source/tokenizer.model").read_bytes())
-    for text in ("ab abab", "aab abab ba", "ab[X]", "ö [X", " a  b"):
+    for text in ("ab abab", "aab abab ba", "ö [X", " a  b"):
         assert found.encode(text).ids == own.encode(text), text
     assert found.encode("ab abab").tokens == ["▁ab", "▁ab", "ab"]
-    assert found.encode("[X]ab").tokens[-2:] == ["[X]", "ab"]
+    assert found.encode("[X]ab").tokens == ["[X]", "▁ab"]
     assert found.encode("a<|end|>").tokens[-1] == "<|end|>"
     assert found.token_to_id("[PAD1]") is None
     assert made.eos_token_ids == (keys["eos_token_id"],)
@@ -134,37 +128,7 @@ def test_a_space_in_front_is_the_files(tmp_path: Path) -> None:
     assert found.encode("ab ab").tokens == ["ab", "▁ab"]
 
 
-def trained(pre: pre_tokenizers.PreTokenizer, whole: bool = False) -> Tokenizer:
-    """A byte-level BPE tokenizer with special tokens."""
-    tokenizer = Tokenizer(models.BPE(ignore_merges=whole))
-    tokenizer.pre_tokenizer = pre
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXT * 3, trainer)
-    return tokenizer
-
-
-def byte_level_keys(tokenizer: Tokenizer, pre: str, **more: Any) -> dict[str, Any]:
-    model = json.loads(tokenizer.to_str())["model"]
-    tokens = sorted(model["vocab"], key=model["vocab"].get)
-    return {
-        "model": "gpt2",
-        "pre": pre,
-        "tokens": [*tokens, "[PAD400]"],
-        "token_type": [CONTROL if t in SPECIAL else NORMAL for t in tokens] + [UNUSED],
-        "merges": [" ".join(pair) for pair in model["merges"]],
-        "eos_token_id": 0,
-        **more,
-    }
-
-
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
