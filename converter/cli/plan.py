@@ -15,6 +15,7 @@ from converter.engine.plan import MatrixPlan, Plan, make_plan
 from converter.engine.registry import make_passes
 from converter.machine.disk import RESULT, free_bytes
 from converter.progress import format_bytes
+from converter.storage.cache import only_reading
 
 EXIT_PROBLEMS = 1
 
@@ -27,7 +28,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Run the verb; the exit code is 0 only when nothing stands against the conversion."""
     recipe = compose_recipe(parsed.overrides)
-    plan = make_plan(recipe, make_passes(recipe.passes))
+    with only_reading():
+        plan = make_plan(recipe, make_passes(recipe.passes))
     print(plan_text(plan))
     return EXIT_PROBLEMS if plan.problems else 0
 

@@ -59,6 +59,19 @@ class Source(Protocol):
         """Its files."""
 
 
+_only_reads = threading.Event()
+
+
+@contextmanager
+def only_reading() -> Iterator[None]:
+    """Let caches make no entry meanwhile: whoever asks for one that is missing makes its own."""
+    _only_reads.set()
+    try:
+        yield
+    finally:
+        _only_reads.clear()
+
+
 @dataclass(frozen=True)
 class Entry:
     """What `Cache.entries` lists; `key` holds the parts that the hash was taken of."""
@@ -90,13 +103,15 @@ class Cache:
         and usually once over all processes that ask at the same time.
 
         Raises:
-            ConvertError: the cache folder cannot be written.
+            ConvertError: the cache folder cannot be written, or may not be; see `only_reading`.
             TypeError: a key part is not JSON.
         """
         name = key_hash(key_parts)
         found = self._find(name)
         if found is not None:
             return found
+        if _only_reads.is_set():
+            raise ConvertError(_not_now(self.folder))
         self._prepare()
         with self._lock(name):
             found = self._find(name)
@@ -449,6 +464,14 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except OSError:
         return None
+
+
+def _not_now(folder: Path) -> Problem:
+    return Problem(
+        f"The cache {folder} is only read meanwhile.",
+        "an entry that is there already",
+        "run the conversion, which keeps what it makes",
+    )
 
 
 def _cannot_write(folder: Path, error: OSError) -> Problem:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from converter.errors import ConvertError
-from converter.storage.cache import ENTRY, Cache, key_hash
+from converter.storage.cache import ENTRY, Cache, key_hash, only_reading
 from converter.storage.hashing import hash_file
 
 KEY = {"pass": "test", "version": 1, "config": {"samples": 4}}
@@ -207,3 +207,13 @@ def test_entry_describes_its_key(tmp_path: Path) -> None:
     entry = Cache(tmp_path).get_or_make(KEY, fill)
     described = json.loads((entry / ENTRY).read_text())
     assert described["key"] == KEY and described["sizes"] == {"value.txt": 6}
+
+
+def test_a_cache_that_is_only_read_makes_no_entry(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    with only_reading(), pytest.raises(ConvertError, match="only read meanwhile"):
+        cache.get_or_make({"pass": "x"}, lambda folder: None)
+    assert not (tmp_path / "cache").exists()
+    made = cache.get_or_make({"pass": "x"}, lambda folder: None)
+    with only_reading():
+        assert cache.get_or_make({"pass": "x"}, lambda folder: None) == made
