@@ -127,7 +127,7 @@ def round_trip(folder: Path, family: Any) -> str:
     from descriptions import described
     from families import random_model, save
 
-    from converter.errors import ConvertError
+    from converter.errors import ConvertError, shortened
     from converter.gguf.source import find_gguf, open_gguf
     from converter.model.config_view import view_config
     from converter.recipe.architectures import architecture_of
@@ -137,8 +137,8 @@ def round_trip(folder: Path, family: Any) -> str:
     config = complete_config(folder)
     try:
         write_gguf(folder, folder / "model.gguf")
-    except (NotImplementedError, KeyError) as error:
-        return f"not written: {error}"
+    except (NotImplementedError, KeyError, FileNotFoundError, ValueError) as error:
+        return f"not written: {shortened(str(error))[:80]}"
     given = open_local(folder)
     try:
         model = find_gguf(folder / "model.gguf")
@@ -175,7 +175,9 @@ def complete_config(folder: Path) -> dict[str, Any]:
     """config.json as it was; then with what llama.cpp's converter asks for, and a vocabulary."""
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_text())
-    rotary = {"rotary_pct": config.get("head_dim", 1) * config["num_attention_heads"]}
+    if "text_config" in config:  # of a model with images, whose file llama.cpp writes apart
+        return config
+    rotary = {"rotary_pct": (config.get("head_dim") or 1) * config["num_attention_heads"]}
     rotary["rotary_pct"] /= config["hidden_size"]  # Cohere2's heads are not hidden_size / heads
     path.write_text(json.dumps({**rotary, **config}))
     vocabulary = {str(number): number for number in range(config["vocab_size"])}

@@ -31,6 +31,10 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.down_proj": "ffn_down_exps",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
@@ -129,11 +133,17 @@ def gguf_tensors(model: Any, form: str = "llama") -> dict[str, NDArray[np.float3
             values = neighbours(values, config.num_key_value_heads)
         if form == "gemma" and name.endswith("norm.weight"):
             values = values + 1
+        if name.endswith("mlp.experts.gate_up_proj"):
+            block = f"blk.{name.split('.')[2]}"
+            gate, up = values.numpy().reshape(len(values), 2, -1, values.shape[-1]).swapaxes(0, 1)
+            found |= {f"{block}.ffn_gate_exps.weight": gate, f"{block}.ffn_up_exps.weight": up}
+            continue
         found[gguf_name(name, names)] = values.numpy()
     return found
 
 
 def gguf_name(name: str, names: Mapping[str, str]) -> str:
+    name = name.replace("experts.down_proj", "experts.down_proj.weight")
     layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
     if layer:
         return f"blk.{layer[1]}.{names[layer[2]]}.{layer[3]}"

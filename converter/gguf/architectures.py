@@ -30,6 +30,14 @@ TENSORS: dict[str, str] = {
     "up_proj": "ffn_up",
     "down_proj": "ffn_down",
     "ffn_post_norm": "post_ffw_norm",
+    "router": "ffn_gate_inp",
+    "expert_gate_proj": "ffn_gate_exps",
+    "expert_up_proj": "ffn_up_exps",
+    "expert_down_proj": "ffn_down_exps",
+    "shared_gate_proj": "ffn_gate_shexp",
+    "shared_up_proj": "ffn_up_shexp",
+    "shared_down_proj": "ffn_down_shexp",
+    "shared_expert_gate": "ffn_gate_inp_shexp",
 }
 """Canonical names of converter.model.tensor_kinds to GGUF's; those of a layer behind `blk.N.`."""
 ROPE_FACTORS, ROPE_LONG, ROPE_SHORT = (
@@ -62,6 +70,8 @@ class Known:
     """Every layer has a window but each of this number; 1: all have; None: they know no window."""
     windowed: tuple[str, str] | None = None
     """model_type and class of files that state a window, where they differ."""
+    mixture: Known | None = None
+    """What files that state experts are instead."""
     two_ropes: bool = False
     """Whether layers with a window have a rotation of their own."""
     names: Mapping[str, str] = field(default_factory=dict)
@@ -75,6 +85,22 @@ _CAPS = {
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
+_EXPERTS = {
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
+_ALL_LAYERS = {"decoder_sparse_step": 1, "mlp_only_layers": []}
+"""llama.cpp has experts in every layer of a model with experts."""
+_MIXTRAL = Known(
+    "mixtral",
+    "MixtralForCausalLM",
+    interleaved=True,
+    keys={"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+    biases={},
+    window_period=1,
+)
 KNOWN: dict[str, Known] = {
     "llama": Known(
         "llama",
@@ -83,6 +109,7 @@ KNOWN: dict[str, Known] = {
         biases=ATTENTION_BIAS | {"mlp_bias": "ffn_down"},
         window_period=1,
         windowed=("mistral", "MistralForCausalLM"),
+        mixture=_MIXTRAL,
     ),
     "internlm2": Known(
         "internlm2",
@@ -93,6 +120,20 @@ KNOWN: dict[str, Known] = {
     ),
     "qwen2": Known("qwen2", "Qwen2ForCausalLM", biases={}),
     "qwen3": Known("qwen3", "Qwen3ForCausalLM"),
+    "qwen2moe": Known(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        keys=_EXPERTS,
+        fixed=_ALL_LAYERS | {"norm_topk_prob": False},
+        biases={"qkv_bias": "attn_q"},
+    ),
+    "qwen3moe": Known(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        keys=_EXPERTS,
+        fixed=_ALL_LAYERS | {"norm_topk_prob": True},
+    ),
+    "olmoe": Known("olmoe", "OlmoeForCausalLM", keys=_EXPERTS, fixed={"norm_topk_prob": False}),
     "gemma": Known(
         "gemma", "GemmaForCausalLM", fixed={"hidden_act": GELU, "hidden_activation": GELU}
     ),

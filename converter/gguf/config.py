@@ -19,6 +19,8 @@ from converter.weights.weight import Weight
 STOPS = ("eos_token_id", "eot_token_id", "eom_token_id")
 """Ids at which generation ends: of the text, of a turn, of a message."""
 WINDOW, FULL = "sliding_attention", "full_attention"
+EXPERT_LENGTH = "expert_feed_forward_length"
+"""A file of a model with experts in all layers may state no other length."""
 GEMMA2_WINDOW = 4096
 """llama.cpp's window of a Gemma 2 whose file states none."""
 
@@ -62,7 +64,7 @@ def model_config(
     """
     name, known = known_architecture(path, values)
     metadata = Metadata(path, values, name)
-    known = _as_windowed(known, metadata)
+    known = _as_stated(known, metadata)
     sizes = _sizes(metadata, tensors)
     head_dim = sizes.get("head_dim") or sizes["hidden_size"] // sizes["num_attention_heads"]
     columns = int(metadata.number("rope.dimension_count", head_dim) or head_dim)
@@ -101,7 +103,10 @@ def _stated(known: Known, metadata: Metadata) -> dict[str, float]:
     return {key: value for key, value in read.items() if value is not None}
 
 
-def _as_windowed(known: Known, metadata: Metadata) -> Known:
+def _as_stated(known: Known, metadata: Metadata) -> Known:
+    """The architecture of a file that states experts or a window, where that is another one."""
+    if known.mixture is not None and metadata.get("expert_count"):
+        return known.mixture
     if known.windowed is None or not metadata.get("attention.sliding_window"):
         return known
     model_type, class_name = known.windowed
@@ -113,7 +118,7 @@ def _sizes(metadata: Metadata, tensors: Mapping[str, Weight]) -> dict[str, int]:
     heads = metadata.size("attention.head_count")
     found = {
         "hidden_size": metadata.size("embedding_length"),
-        "intermediate_size": metadata.size("feed_forward_length"),
+        "intermediate_size": metadata.size("feed_forward_length", metadata.get(EXPERT_LENGTH)),
         "num_hidden_layers": metadata.size("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.size("attention.head_count_kv", heads),

@@ -24,7 +24,7 @@ from converter.gguf.stacked import StackedWeight
 from converter.model.architecture import Architecture
 from converter.model.decoder import FUSED, published_names
 from converter.model.row_order import compile_row_order
-from converter.model.tensor_kinds import BIAS, HEAD, NORMS, is_bias, leaf
+from converter.model.tensor_kinds import BIAS, EXPERTS, HEAD, NORMS, canonical_shape, is_bias, leaf
 from converter.recipe.schema import LayoutConfig
 from converter.weights.alike import alike, kinds
 from converter.weights.weight import ComputedWeight, Weight
@@ -65,7 +65,7 @@ def published_tensors(
 def _names(canonical: str, tensors: Mapping[str, Weight], known: Known) -> list[str]:
     """GGUF's names of what a canonical tensor is made of: Q, K and V where it has them apart."""
     prefix, _, kind = canonical.rpartition(".")
-    block = f"blk.{prefix.removeprefix('layers.')}." if prefix else ""
+    block = f"blk.{prefix.split('.')[1]}." if prefix else ""
     end = "bias" if is_bias(kind) else "weight"
     kind = kind.removesuffix(BIAS)
     whole = f"{block}{known.names.get(kind, TENSORS[kind])}.{end}"
@@ -84,6 +84,10 @@ def _published(
     kind = leaf(canonical).removesuffix(BIAS)
     if kind in NORMS and arch.norm.offset and not is_bias(canonical):
         return _without_offset(weights[0], arch.norm.offset)
+    if kind in EXPERTS:
+        return _expert(canonical, weights[0], arch)
+    if kind == "shared_expert_gate" and len(weights[0].shape) == 1:
+        return _as_row(weights[0])
     if kind not in FUSED or len(weights) != len(FUSED[kind]):
         return weights[0]
     parts = [
@@ -96,6 +100,24 @@ def _published(
         return parts[0]
     order = compile_row_order(layout.row_order[kind], arch.heads, FUSED[kind])
     return StackedWeight(parts).permute_rows(torch.argsort(order))
+
+
+def _expert(canonical: str, weight: Weight, arch: Architecture) -> Weight:
+    """The rows of one expert of a layer's stack."""
+    number = int(canonical.split(".")[3])
+    rows = canonical_shape(canonical, arch)[0]
+    return weight.permute_rows(torch.arange(number * rows, (number + 1) * rows))
+
+
+def _as_row(weight: Weight) -> Weight:
+    """A vector as a matrix of one row."""
+    (columns,) = weight.shape
+    return ComputedWeight(
+        (1, columns),
+        weight.dtype,
+        lambda start, stop: weight.rows(0, columns).reshape(1, -1)[start:stop],
+        weight.label,
+    )
 
 
 def _without_offset(weight: Weight, offset: float) -> Weight:

@@ -6,6 +6,7 @@ and Q8_0 have one scale and no minimum, so MatMulNBits holds their codes as they
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -83,15 +84,21 @@ def open_tensors(headers: Mapping[str, GgufHeader]) -> dict[str, Weight]:
 def _open(header: GgufHeader, file: OpenFile) -> Iterator[tuple[TensorPlace, Weight]]:
     for place in header.tensors:
         if place.kind in PLAIN:
-            plain = FileWeight(file, place.name, place.offset, place.shape, PLAIN[place.kind])
+            shape = place.shape if len(place.shape) < 3 else _flat(place.shape)
+            plain = FileWeight(file, place.name, place.offset, shape, PLAIN[place.kind])
             yield place, plain.cast(torch.float32) if place.kind == "F64" else plain
         else:
             yield place, _quantized(file, place)
 
 
+def _flat(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns; those of experts, the first dimension of three, follow each other."""
+    return math.prod(shape[:-1]), shape[-1]
+
+
 def _quantized(file: OpenFile, place: TensorPlace) -> Weight:
-    *outer, columns = place.shape
-    rows, width = int(np.prod(outer)), row_bytes(place.kind, columns)
+    rows, columns = _flat(place.shape)
+    width = row_bytes(place.kind, columns)
     raw = FileWeight(file, place.name, place.offset, (rows, width), torch.uint8)
     shape, stored, label = (rows, columns), f"GGUF {place.kind}", raw.label
     kept = KEPT.get(place.kind)

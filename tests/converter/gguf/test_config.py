@@ -240,7 +240,7 @@ def test_a_list_that_is_the_same_for_all_layers_is_a_number(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("architecture", "keys", "said"),
     [
-        ("llama", {"expert_count": 8}, r"llama\.expert_count=8"),
+        ("granite", {"expert_count": 8}, r"granite\.expert_count=8"),
         ("llama", {"logit_scale": 2.0}, r"llama\.logit_scale=2\.0"),
         ("llama", {"embedding_length": None}, r"no llama\.embedding_length"),
         ("llama", {"attention.layer_norm_rms_epsilon": None}, "no llama.attention.layer_norm_rms"),
@@ -248,7 +248,7 @@ def test_a_list_that_is_the_same_for_all_layers_is_a_number(tmp_path: Path) -> N
         ("llama", {"rope.freq_base": "high"}, "rope.freq_base"),
         ("llama", {"block_count": 0}, "block_count=0"),
         ("mamba", {}, "general.architecture='mamba'|mamba"),
-        ("qwen3moe", {}, "the nearest: qwen3"),
+        ("qwen3next", {}, "the nearest: qwen3"),
     ],
 )
 def test_what_a_file_states_is_used_or_refused(
@@ -257,6 +257,18 @@ def test_what_a_file_states_is_used_or_refused(
     with pytest.raises(ConvertError, match=said) as caught:
         config_of(tmp_path, architecture, **keys)
     assert len(caught.value.problems) == 1
+
+
+def test_experts(tmp_path: Path) -> None:
+    keys = {"expert_count": 8, "expert_used_count": 2}
+    mixtral = config_of(tmp_path, **keys)
+    assert mixtral["model_type"] == "mixtral" and mixtral["num_local_experts"] == 8
+    lengths = {"expert_feed_forward_length": 48, "feed_forward_length": None}
+    qwen = config_of(tmp_path, "qwen3moe", **keys, **lengths, **HEADS)
+    assert (qwen["num_experts"], qwen["num_experts_per_tok"]) == (8, 2)
+    assert qwen["moe_intermediate_size"] == qwen["intermediate_size"] == 48
+    assert qwen["norm_topk_prob"] is True
+    assert config_of(tmp_path, "olmoe", **keys)["norm_topk_prob"] is False
 
 
 def test_experts_that_are_none_change_nothing(tmp_path: Path) -> None:

@@ -180,6 +180,31 @@ def test_what_becomes_of_other_codes(tmp_path: Path, kind: str, bits: Any, fate:
     assert source_facts(replace(recipe, quant=quant), decoder) == {f"GGUF {kind}": {fate: 14}}
 
 
+EXPERTS = {"expert_count": 6, "expert_used_count": 3, "expert_feed_forward_length": 48}
+
+
+def test_experts_are_taken_out_of_their_stacks(tmp_path: Path) -> None:
+    model = random_model(FAMILIES["qwen3_moe"])
+    tensors, metadata = gguf_tensors(model, "plain"), SIZES | ROPE_32 | EXPERTS
+    path = write_gguf(tmp_path / "a.gguf", "qwen3moe", metadata, tensors)
+    decoder, recipe = opened(path, "qwen3_moe")
+    whole, _ = expected_logits(model)
+    assert relative(logits(build_graph(decoder, recipe), tmp_path), whole) < 1e-5
+
+
+def test_quantized_experts_are_dequantized_one_by_one(tmp_path: Path) -> None:
+    tensors = gguf_tensors(random_model(FAMILIES["qwen3_moe"]), "plain")
+    metadata = SIZES | ROPE_32 | EXPERTS
+    path = write_gguf(tmp_path / "a.gguf", "qwen3moe", metadata, tensors, "Q8_0")
+    decoder, _ = opened(path, "qwen3_moe")
+    for part in ("gate", "up"):
+        packed = gguf.quants.quantize(tensors[f"blk.1.ffn_{part}_exps.weight"], Kind.Q8_0)
+        expected = torch.from_numpy(gguf.quants.dequantize(packed, Kind.Q8_0))
+        for number in range(6):
+            name = f"model.layers.1.mlp.experts.{number}.{part}_proj.weight"
+            assert torch.equal(decoder.checkpoint.tensors[name].read(), expected[number])
+
+
 def internlm2(folder: Path, kind: str) -> tuple[Path, Checkpoint]:
     """InternLM2 with random weights, published, and as llama.cpp stores it: Q, K and V apart."""
     heads, kv_heads = TINY_SIZES["num_attention_heads"], TINY_SIZES["num_key_value_heads"]
