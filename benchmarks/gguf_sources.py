@@ -2,6 +2,7 @@
 
     python benchmarks/gguf_sources.py runtime FILE.gguf --llama PYTHON [--work FOLDER]
     python benchmarks/gguf_sources.py architectures LLAMA_CPP
+    python benchmarks/gguf_sources.py tokenizers LLAMA_CPP FOLDER …
 
 runtime        llama.cpp brings the file into each of `KINDS`, and that into float32 by its own
                arithmetic. Its tokens of hard texts and its logits of a text, of both files, against
@@ -10,6 +11,8 @@ runtime        llama.cpp brings the file into each of `KINDS`, and that into flo
 architectures  llama.cpp's own converter writes tiny random models of all families of the tests as
                GGUF; config.json and every tensor that are read back, against those it read.
                LLAMA_CPP is its source tree.
+tokenizers     llama.cpp's own converter writes the tokenizer of each folder into a file; what is
+               read back of it, against the folder's own on 2,000 hard texts.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ KINDS = ("Q8_0", "Q4_0", "Q4_K_M")
 TABLE = ["quant.lm_head.bits=8", "quant.embedding.bits=8"]
 KEPT = {"Q8_0": ["quant.bits=8", *TABLE], "Q4_0": ["quant.bits=4", *TABLE]}
 """Mixtures whose codes stand in the folder as they are, and what the recipe asks for."""
+ROWS = 300_000
+"""Rows of an embedding that every tokenizer fits."""
 TOKENS, FIRST = 512, 256
 """Tokens of the text, and the first position whose logits count."""
 
@@ -112,14 +117,57 @@ def divergence(one: NDArray[np.float32], other: NDArray[np.float32]) -> Iterator
 
 
 def architectures(arguments: argparse.Namespace) -> None:
-    sys.path[:0] = [str(HERE.parent / "tests"), str(arguments.tree)]
-    sys.path.insert(0, str(arguments.tree / "gguf-py"))
-    logging.disable(logging.CRITICAL)
+    take_llama_cpp(arguments.tree)
     from families import FAMILIES
 
     for name, family in FAMILIES.items():
         with TemporaryDirectory() as folder:
             print(f"{name:22} {round_trip(Path(folder), family)}", flush=True)
+
+
+def take_llama_cpp(tree: Path) -> None:
+    """Let llama.cpp's converter and the tests' models be imported."""
+    sys.path[:0] = [str(tree / "gguf-py"), str(HERE.parent / "tests"), str(tree)]
+    logging.disable(logging.CRITICAL)
+
+
+def tokenizers(arguments: argparse.Namespace) -> None:
+    take_llama_cpp(arguments.tree)
+    for source in arguments.folders:
+        with TemporaryDirectory() as folder:
+            print(f"{source}: {tokenizer_round_trip(source, Path(folder))}", flush=True)
+
+
+def tokenizer_round_trip(source: Path, folder: Path) -> str:
+    """How many texts a tokenizer reads alike before and after it was in a file."""
+    from families import FAMILIES, Family, random_model, save
+
+    from converter.gguf.header import read_header
+    from converter.gguf.tokenizer import tokenizer_folder
+    from converter.tokenizer.prepare import prepare_tokenizer
+    from converter.tokenizer.tokenizer_json import read_with_library
+
+    own = prepare_tokenizer(source, ROWS).files["tokenizer.json"]
+    if (source / "tokenizer.json").is_file() and not (source / "tokenizer.model").is_file():
+        own = (source / "tokenizer.json").read_bytes()
+    rows = len(json.loads(own)["model"]["vocab"]) + len(json.loads(own)["added_tokens"])
+    settings = FAMILIES["llama"].settings | {"vocab_size": rows}
+    save(random_model(Family("llama", "llama", settings)), folder)
+    for path in source.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    write_gguf(folder, folder / "model.gguf", with_vocabulary=True)
+    made = tokenizer_folder(read_header(folder / "model.gguf"), {"eos_token_id": 0})
+    assert made is not None
+    found = prepare_tokenizer(made, rows).files["tokenizer.json"]
+    one, other = read_with_library(own), read_with_library(found)
+    added = [token.content for token in one.get_added_tokens_decoder().values()]
+    texts = [text for _, text in many_texts(added)]
+    alike = sum(
+        one.encode(text, add_special_tokens=False).ids
+        == other.encode(text, add_special_tokens=False).ids
+        for text in texts
+    )
+    return f"{alike} of {len(texts)} texts have the same tokens"
 
 
 def round_trip(folder: Path, family: Any) -> str:
@@ -186,8 +234,8 @@ def complete_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def write_gguf(folder: Path, output: Path) -> None:
-    """llama.cpp's converter on a folder, in float32 and without the vocabulary."""
+def write_gguf(folder: Path, output: Path, with_vocabulary: bool = False) -> None:
+    """llama.cpp's converter on a folder, in float32."""
     import gguf
 
     conversion: Any = import_module("conversion")
@@ -196,7 +244,8 @@ def write_gguf(folder: Path, output: Path) -> None:
     name = base.get_model_architecture(config, base.ModelType.TEXT)
     kind = gguf.LlamaFileType.ALL_F32
     made = conversion.get_model_class(name, False)(folder, kind, output, eager=True)
-    made.set_vocab = lambda: None
+    if not with_vocabulary:
+        made.set_vocab = lambda: None
     made.write()
 
 
@@ -217,6 +266,10 @@ def main() -> None:
     other = verbs.add_parser("architectures")
     other.add_argument("tree", type=Path)
     other.set_defaults(run=architectures)
+    last = verbs.add_parser("tokenizers")
+    last.add_argument("tree", type=Path)
+    last.add_argument("folders", type=Path, nargs="+")
+    last.set_defaults(run=tokenizers)
     arguments = parser.parse_args()
     arguments.run(arguments)
 
