@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import mkdtemp
@@ -32,7 +34,8 @@ BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 def tokenizer_folder(header: GgufHeader, config: Mapping[str, Any]) -> Path | None:
     """A folder with the tokenizer's files and `config` as config.json; None without a tokenizer.
 
-    It lies in the cache, under a name that follows from the content.
+    It lies in the cache, under a name that follows from the content; where nothing may be written
+    there, it is a temporary one that goes with the process.
 
     Raises:
         ConvertError: the tokenizer is of a kind that is not known, or incomplete.
@@ -48,8 +51,9 @@ def tokenizer_folder(header: GgufHeader, config: Mapping[str, Any]) -> Path | No
 
     try:
         return Cache(cache_folder()).get_or_make({"pass": PASS, "files": digests}, write)
-    except ConvertError:  # there is no room for a cache
+    except ConvertError:  # there is no room for a cache, or it is only read
         folder = Path(mkdtemp(prefix="convert-gguf-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         write(folder)
         return folder
 

@@ -18,6 +18,7 @@ from converter.gguf.header import GgufHeader, read_header
 from converter.gguf.pre_tokenizers import PRE_TOKENIZERS
 from converter.gguf.tokenizer import tokenizer_files, tokenizer_folder
 from converter.gguf.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED
+from converter.storage.cache import only_reading
 from converter.tokenizer.hard_texts import hard_texts
 from converter.tokenizer.prepare import TokenizerFiles, prepare_tokenizer
 from converter.tokenizer.sentencepiece_model import UNKNOWN, read_sentencepiece_model
@@ -236,6 +237,22 @@ def test_the_folder_is_made_once_and_holds_the_config(tmp_path: Path) -> None:
     assert json.loads((folder / "config.json").read_text()) == {"eos_token_id": 0}
     assert folder != tokenizer_folder(header, {"eos_token_id": 1})
     assert tokenizer_folder(header_of(tmp_path, model="gpt2"), {}) is None
+
+
+def test_a_folder_that_is_not_kept_goes_with_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later: list[Any] = []
+    monkeypatch.setattr("atexit.register", lambda *call, **named: later.append((call, named)))
+    monkeypatch.setenv("CONVERT_CACHE", str(tmp_path / "cache"))
+    header = header_of(tmp_path, **byte_level_keys(trained(GPT2), "gpt-2"))
+    with only_reading():
+        folder = tokenizer_folder(header, {})
+    assert folder is not None and (folder / "tokenizer.json").is_file()
+    assert not (tmp_path / "cache").exists()
+    (((remove, *places), named),) = later
+    remove(*places, **named)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(
