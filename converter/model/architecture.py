@@ -153,7 +153,6 @@ def read_architecture(config: Mapping[str, Any], description: Description) -> Ar
     raise_if(values.problems)
     layers, head_dim = sizes["num_hidden_layers"], sizes["head_dim"]
     windows = _windows(values, graph.attention, layers)
-    share = values.number("graph.rope.partial", graph.rope.partial, 1.0)
     rope, local = _ropes(values, graph.rope, windows)
     activation = _activation(values, graph.feed_forward.activation)
     architecture = Architecture(
@@ -163,21 +162,9 @@ def read_architecture(config: Mapping[str, Any], description: Description) -> Ar
             values.number("graph.norm.eps", graph.norm.eps, 1e-6),
             values.number("graph.norm.offset", graph.norm.offset, 0.0),
         ),
-        attention=Attention(
-            values.number("graph.attention.scale", graph.attention.scale, head_dim**-0.5),
-            values.number("graph.attention.softcap", graph.attention.softcap, 0.0),
-            graph.attention.qk_norm,
-            graph.attention.qk_norm_after_rope,
-            _query_scale(values, graph.attention),
-            windows,
-        ),
+        attention=_attention(values, graph.attention, head_dim, windows),
         rope=rope,
-        rotation=Rotation(
-            int(head_dim * share),
-            graph.rope.interleaved,
-            _rotated(values, graph.rope, windows),
-            local,
-        ),
+        rotation=_rotation(values, graph.rope, head_dim, windows, local),
         activation=activation,
         parallel=bool(values.value("graph.parallel", graph.parallel)),
         multipliers=Multipliers(
@@ -254,6 +241,27 @@ def _windows(values: Values, attention: Any, layers: int) -> tuple[int | None, .
     for other in dict.fromkeys(kind for kind in kinds if kind not in known):
         values.refuse("graph.attention.window_layers", other, " or ".join(known))
     return tuple(known.get(kind) for kind in kinds)
+
+
+def _attention(
+    values: Values, attention: Any, head_dim: int, windows: tuple[int | None, ...]
+) -> Attention:
+    return Attention(
+        values.number("graph.attention.scale", attention.scale, head_dim**-0.5),
+        values.number("graph.attention.softcap", attention.softcap, 0.0),
+        attention.qk_norm,
+        attention.qk_norm_after_rope,
+        _query_scale(values, attention),
+        windows,
+    )
+
+
+def _rotation(
+    values: Values, rope: Any, head_dim: int, windows: tuple[int | None, ...], local: Rope | None
+) -> Rotation:
+    share = values.number("graph.rope.partial", rope.partial, 1.0)
+    rotated = _rotated(values, rope, windows)
+    return Rotation(int(head_dim * share), rope.interleaved, rotated, local)
 
 
 def _query_scale(values: Values, attention: Any) -> QueryScale | None:

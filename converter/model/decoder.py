@@ -462,6 +462,7 @@ def published_places(layout: LayoutConfig, arch: Architecture) -> dict[str, Plac
     of their parts. The checkpoint's are those of layer 0, also for what only other layers have.
     """
     found: dict[str, Place] = {}
+    seen: set[str] = set()
     for canonical, name in published_names(layout, arch).items():
         prefix, _, kind = canonical.rpartition(".")
         if not re.fullmatch(r"layers\.\d+", prefix):
@@ -469,6 +470,9 @@ def published_places(layout: LayoutConfig, arch: Architecture) -> dict[str, Plac
         number = prefix.partition(".")[2]
         start = layout.layer_prefix.replace("{layer}", number)
         name = layout.layer_prefix.replace("{layer}", "0") + name.removeprefix(start)
+        if kind in seen:
+            continue
+        seen.add(kind)
         suffix, kind = (BIAS if is_bias(kind) else ""), kind.removesuffix(BIAS)
         if kind in FUSED:
             order, offset = _row_order(kind, layout, arch), 0

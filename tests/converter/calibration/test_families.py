@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, random_model, save, token_ids
-from parity import read, relative, session_of
+from parity import read, relative
 
 from converter.calibration.fisher import read_fisher, write_fisher
 from converter.calibration.folds import apply_folds, folds_of
@@ -21,6 +21,7 @@ from converter.graph.template import build_graph
 from converter.model.cache_ranges import cache_ranges
 from converter.model.decoder import Decoder
 from converter.model.reference import Reference
+from converter.model.tensor_kinds import NORMS
 from converter.recipe.schema import Recipe
 from converter.weights.weight import TensorWeight
 
@@ -155,7 +156,7 @@ def test_gradients_are_those_of_the_whole_model(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_folds_leave_the_logits_of_reference_and_graph(name: str, tmp_path: Path) -> None:
+def test_folds_leave_the_logits_of_the_reference_and_reach_the_graph(name: str) -> None:
     model, decoder, recipe = of(name)
     generator, weights = torch.Generator().manual_seed(0), dict(decoder.weights)
     arch, changed = decoder.architecture, set()
@@ -178,8 +179,8 @@ def test_folds_leave_the_logits_of_reference_and_graph(name: str, tmp_path: Path
 
     quantized_graph(plain, recipe, SimpleNamespace(weights=weights, forms={}, roundings={}))
     own = Decoder(arch, weights, decoder.checkpoint, (), decoder.layout)
-    session_of(build_graph(own, recipe), tmp_path)
     constants = {str(v.name): v.const_value for v in plain.model.graph.initializers.values()}
+    compared: list[str] = []
     for value in build_graph(own, recipe).model.graph.initializers.values():
         label = str(value.name)
         if value.const_value is not None and len(value.shape or ()) == 1 and "layer" in label:
@@ -187,6 +188,8 @@ def test_folds_leave_the_logits_of_reference_and_graph(name: str, tmp_path: Path
             assert other is not None
             a, b = torch.from_numpy(value.const_value.numpy()), torch.from_numpy(other.numpy())
             assert torch.allclose(a, b, atol=1e-6), label
+            compared.append(label)
+    assert compared or not any(fold.producer in NORMS for fold in folds_of("layers.0", decoder))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -167,3 +168,15 @@ def test_blocks_that_do_not_divide_are_named_with_one_that_does(
     quant = make_recipe(*RTN, *words).quant
     arch = build().decoder.architecture
     assert {problem.remedy for problem in indivisible(quant, arch)} == remedies
+
+
+def test_a_budget_refuses_a_matrix_that_none_of_its_formats_fits(
+    build: Callable[..., Any], make_recipe: Callable[..., Any]
+) -> None:
+    """112 columns: a matrix without a format would have been rounded outside of the budget."""
+    arch = replace(build().decoder.architecture, intermediate_size=112)
+    found = list(indivisible(make_recipe(*MIXED).quant, arch, check_layers=False))
+    assert [problem.found.split()[0] for problem in found] == ["down_proj"]
+    assert found[0].remedy == "set quant.pad_last_block=true"
+    padded = make_recipe(*MIXED, "quant.pad_last_block=true").quant
+    assert list(indivisible(padded, arch, check_layers=False)) == []
